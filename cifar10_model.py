@@ -105,3 +105,11 @@ class ResNetCifar10(model_base.ResNet):
     for _ in range(self.n - 1):
       x = unit(x, 3, out_filter, out_filter, 1)
     return x
+
+
+def variable_shapes(num_layers, block, num_classes):
+  """Dict of variable name to shape (list of int) of the whole network."""
+  with tf.Graph().as_default(), tf.variable_scope('resnet'):
+    ResNetCifar10(num_layers, False, 0.9, 1e-5, 'channels_last', block,
+                  num_classes).forward_pass(tf.zeros([1, 32, 32, 3]))
+    return {v.op.name: v.shape.as_list() for v in tf.global_variables()}

@@ -43,7 +43,7 @@ class ResNet(object):
     raise NotImplementedError(
         'forward_pass() is implemented in ResNet sub classes')
 
-  # ---- residual units ------------------------------------------------------
+  # ---- residual units --------------------------------------------------------
 
   def _residual_v1(self, x, kernel_size, in_filter, out_filter, stride,
                    activate_before_residual=False):
@@ -119,7 +119,7 @@ class ResNet(object):
     after = out_filter - in_filter - before
     return tf.pad(x, self._paddings(channels=(before, after)))
 
-  # ---- layers --------------------------------------------------------------
+  # ---- layers ----------------------------------------------------------------
 
   def _conv(self, x, kernel_size, filters, strides):
     """Convolution without bias; SAME, or padded explicitly when strided.

@@ -121,3 +121,7 @@ _VERSION = check_version(tensorflow.__version__)
 tf = tensorflow.compat.v1
 logging.getLogger('tensorflow').addFilter(_is_not_estimator_notice)
 estimator = tf.estimator if _VERSION < (2, 16) else _load_released_estimator()
+
+# Iterates over the records (bytes) of a TFRecord file. Deprecated in favour of
+# eager execution, which this project does not use: called without its notice.
+read_records = tf.io.tf_record_iterator.__wrapped__

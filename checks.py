@@ -1,0 +1,162 @@
+"""What a user can get wrong in flags, data and job directory.
+
+Every check runs before anything is written and raises a UsageError of one line:
+the flag or file, its value, what is allowed.
+"""
+import collections
+import os
+
+import cifar10_model
+import cifar10_utils
+from cifar10 import Cifar10DataSet
+from tf_compat import tf
+from usage import UsageError
+
+# The full pre-activation units diverge at the original's rate of 0.1.
+DEFAULT_LEARNING_RATE = {'v1': 0.1, 'v2': 0.05, 'bottleneck_v2': 0.05}
+
+# Flag -> (lowest, highest allowed or None).
+RANGES = (
+    ('train_steps', 1, None),
+    ('train_batch_size', 1, None),
+    ('eval_batch_size', 1, None),
+    ('num_intra_threads', 0, None),
+    ('num_inter_threads', 0, None),
+    ('num_classes', 1, None),
+    ('virtual_devices', 0, 64),
+    ('eval_every_secs', 0, None),
+    ('save_checkpoints_steps', 1, None),
+    ('keep_checkpoint_max', 0, None),
+    ('weight_decay', 0, None),
+    ('learning_rate', 0, None),
+    ('seed', 0, 2**31 - 1),
+)
+
+
+def resolve_flags(flags):
+  """Checks the flags and fills in the defaults that depend on others.
+
+  Args:
+    flags: Namespace of all flags of cifar10_main.py; changed in place.
+  """
+  for name, lowest, highest in RANGES:
+    _check_range(name, getattr(flags, name), lowest, highest)
+  for name in ('momentum', 'batch_norm_decay'):
+    value = getattr(flags, name)
+    _require(0 <= value < 1, name, value, 'a number in [0, 1)')
+  _require(flags.batch_norm_epsilon > 0, 'batch_norm_epsilon',
+           flags.batch_norm_epsilon, 'a number above 0')
+  try:
+    cifar10_model.units_per_stage(flags.num_layers, flags.block)
+  except ValueError as e:
+    raise UsageError('--num-layers %s: %s' % (flags.num_layers, e))
+  _check_schedule(flags.lr_boundaries_epochs, flags.lr_factors)
+  _require(not flags.sync, 'sync', 'on one host',
+           'a cluster with more than one worker; leave it out')
+  _resolve_devices(flags)
+  if flags.learning_rate is None:
+    flags.learning_rate = DEFAULT_LEARNING_RATE[flags.block]
+    if flags.block != 'v1':
+      tf.logging.info('--learning-rate is %g by default for --block %s, which '
+                      'diverges at 0.1', flags.learning_rate, flags.block)
+
+
+def _require(condition, flag, value, allowed):
+  if not condition:
+    raise UsageError('--%s %s: expected %s' %
+                     (flag.replace('_', '-'), value, allowed))
+
+
+def _check_range(name, value, lowest, highest):
+  if value is None:
+    return
+  _require(lowest <= value < float('inf'), name, value,
+           'a number of at least %d' % lowest)
+  _require(highest is None or value <= highest, name, value,
+           'a number of at most %s' % highest)
+
+
+def _check_schedule(boundaries, factors):
+  """Boundaries ascend from above 0; there is one more factor."""
+  _require(all(a < b for a, b in zip([0] + boundaries, boundaries)),
+           'lr_boundaries_epochs', boundaries, 'ascending epochs above 0')
+  _require(len(factors) == len(boundaries) + 1, 'lr_factors', factors,
+           '%d numbers, one more than --lr-boundaries-epochs' %
+           (len(boundaries) + 1))
+  _require(all(f >= 0 for f in factors), 'lr_factors', factors,
+           'numbers of at least 0')
+
+
+def _resolve_devices(flags):
+  """Settles num_gpus and data_format; batches must divide by the towers."""
+  visible = cifar10_utils.visible_gpus()
+  if flags.num_gpus is None:
+    # Differs from 2017: the default of 1 failed on a host without a GPU.
+    flags.num_gpus = 0 if flags.virtual_devices else min(1, visible)
+  _require(0 <= flags.num_gpus <= visible, 'num_gpus', flags.num_gpus,
+           'at most the %d visible here' % visible)
+  _require(not (flags.num_gpus and flags.virtual_devices), 'virtual_devices',
+           flags.virtual_devices, 'either this or --num-gpus')
+  towers = max(1, flags.num_gpus, flags.virtual_devices)
+  _require(flags.variable_strategy == 'CPU' or flags.num_gpus or
+           flags.virtual_devices, 'variable_strategy', 'GPU',
+           'CPU, because there is no GPU to hold variables (--num-gpus 0)')
+  for name in ('train_batch_size', 'eval_batch_size'):
+    value = getattr(flags, name)
+    _require(value % towers == 0, name, value,
+             'a multiple of the %d towers' % towers)
+  if flags.data_format is None:
+    flags.data_format = ('channels_first' if flags.num_gpus else
+                         'channels_last')
+  if flags.data_format == 'channels_first' and not flags.num_gpus:
+    _require(cifar10_utils.runs_channels_first(), 'data_format',
+             flags.data_format, 'channels_last: this TensorFlow has no '
+             'channels_first kernels on the CPU')
+
+
+def count_checked_examples(flags):
+  """Reads the subsets that the mode needs, every record once.
+
+  Returns:
+    Ordered dict of subset to number of examples.
+  """
+  if not tf.gfile.IsDirectory(flags.data_dir):
+    raise UsageError('--data-dir %s is not a folder; make the data with: '
+                     'python generate_cifar10_tfrecords.py --data-dir %s' %
+                     (flags.data_dir, flags.data_dir))
+  subsets = {'evaluate': ['eval'], 'train': ['train']}.get(
+      flags.mode, ['train', 'validation', 'eval'])
+  examples = collections.OrderedDict()
+  for subset in subsets:
+    examples[subset] = Cifar10DataSet(flags.data_dir, subset).check_records(
+        flags.num_classes)
+  return examples
+
+
+def find_matching_checkpoint(flags):
+  """Returns the prefix of the newest checkpoint in the job directory or None.
+
+  Raises:
+    UsageError: if it is of another network, or missing where one is needed.
+  """
+  checkpoint = cifar10_utils.latest_checkpoint(flags.job_dir)
+  if checkpoint:
+    cifar10_utils.check_checkpoint(checkpoint, cifar10_model.variable_shapes(
+        flags.num_layers, flags.block, flags.num_classes))
+  elif flags.mode == 'evaluate':
+    raise UsageError('--job-dir %s has no checkpoint; train first, or name the '
+                     'folder that has model.ckpt-*' % flags.job_dir)
+  return checkpoint
+
+
+def make_job_dir(job_dir):
+  """Creates the job directory and tries to write there."""
+  probe = os.path.join(job_dir, '.writable')
+  try:
+    tf.gfile.MakeDirs(job_dir)
+    with tf.gfile.GFile(probe, 'w') as f:
+      f.write('')
+    tf.gfile.Remove(probe)
+  except tf.errors.OpError as e:
+    raise UsageError('--job-dir %s cannot be written: %s' %
+                     (job_dir, e.message))

@@ -1,0 +1,352 @@
+"""Run configuration, device placement, hooks and checkpoint checks."""
+import logging
+import os
+
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from tf_compat import estimator, tf
+from usage import UsageError
+
+
+def log_configuration(flags, examples):
+  """Logs what the flags came to, before training starts.
+
+  Args:
+    flags: resolved flags.
+    examples: dict of subset to number of examples.
+  """
+  log = tf.logging.info
+  devices = tower_devices(flags.num_gpus, flags.virtual_devices)
+  log('Towers on %s; variables on the %s; %s', ', '.join(devices),
+      flags.variable_strategy, flags.data_format)
+  log('Network: %d layers, block %s, %d logits', flags.num_layers, flags.block,
+      flags.num_classes)
+  log('Examples: %s', ', '.join('%s %d' % item for item in examples.items()))
+  if flags.mode == 'evaluate':
+    return
+  boundaries = learning_rate_steps(
+      flags.num_examples, flags.train_batch_size, flags.lr_boundaries_epochs)
+  log('%d steps of %d examples, %d steps per epoch', flags.train_steps,
+      flags.train_batch_size,
+      max(1, flags.num_examples // flags.train_batch_size))
+  for start, epoch, factor in zip(
+      [0] + boundaries, [0] + flags.lr_boundaries_epochs, flags.lr_factors):
+    log('Learning rate %g from step %d (epoch %g)',
+        flags.learning_rate * factor, start, epoch)
+  if boundaries and boundaries[0] >= flags.train_steps:
+    tf.logging.warning(
+        'No learning-rate boundary will be reached: the first is at step %d, '
+        '--train-steps is %d', boundaries[0], flags.train_steps)
+
+
+class RunConfig(estimator.RunConfig):
+  """The Estimator's RunConfig, under the name the original gave it.
+
+  The original's subclass worked around a `tf.contrib.learn` bug that went with
+  `tf.contrib`.
+  """
+
+
+# ---- devices -----------------------------------------------------------------
+
+
+def visible_gpus():
+  """Number of GPUs TensorFlow sees."""
+  return len(tf.config.experimental.list_physical_devices('GPU'))
+
+
+def runs_channels_first():
+  """True if this process has kernels for channels_first on its CPU.
+
+  TensorFlow's own CPU kernels want channels_last; oneDNN's take both, so the
+  answer depends on the release and on TF_ENABLE_ONEDNN_OPTS.
+  """
+  with tf.Graph().as_default(), tf.Session() as session:
+    image = tf.ones([1, 1, 2, 2]) * tf.random_uniform([])
+    pooled = tf.nn.avg_pool(image, [1, 1, 2, 2], [1, 1, 2, 2], 'VALID',
+                            data_format='NCHW')
+    try:
+      session.run(pooled)
+    except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError):
+      return False
+  return True
+
+
+def tower_devices(num_gpus, virtual_devices=0):
+  """One device string per tower: GPUs, virtual CPUs, or the one CPU."""
+  if virtual_devices:
+    return ['/cpu:%d' % i for i in range(virtual_devices)]
+  return ['/gpu:%d' % i for i in range(num_gpus)] or ['/cpu:0']
+
+
+def local_device_setter(num_devices=1, ps_device_type='cpu',
+                        worker_device='/cpu:0', ps_ops=None, ps_strategy=None):
+  """Device function: variables on the ps devices, the rest on the worker's.
+
+  Args:
+    num_devices: int, number of devices that hold variables.
+    ps_device_type: 'cpu' or 'gpu', their kind.
+    worker_device: str, device of every other op.
+    ps_ops: list of op types that count as variables, or None for the usual.
+    ps_strategy: callable from op to device index; round robin by default.
+
+  Returns:
+    A function for `tf.device`.
+
+  Raises:
+    TypeError: if `ps_strategy` is not callable.
+  """
+  ps_ops = ps_ops or ['Variable', 'VariableV2', 'VarHandleOp']
+  ps_strategy = ps_strategy or GreedyLoadBalancingStrategy(
+      num_devices, lambda op: 1)  # equal loads: round robin
+  if not callable(ps_strategy):
+    raise TypeError('ps_strategy must be callable')
+
+  def choose_device(op):
+    if op.type in ps_ops:
+      device = '/%s:%d' % (ps_device_type, ps_strategy(op))
+    else:
+      device = worker_device or ''
+    # What the op asks for itself wins.
+    return tf.DeviceSpec.from_string(device).make_merged_spec(
+        tf.DeviceSpec.from_string(op.device or '')).to_string()
+
+  return choose_device
+
+
+class GreedyLoadBalancingStrategy(object):
+  """Gives each op to the device with the least load so far."""
+
+  def __init__(self, num_tasks, load_fn):
+    """`load_fn` maps an op to its load, e.g. `byte_size_load_fn`."""
+    self._loads = [0] * num_tasks
+    self._load_fn = load_fn
+
+  def __call__(self, op):
+    task = self._loads.index(min(self._loads))
+    self._loads[task] += self._load_fn(op)
+    return task
+
+
+def byte_size_load_fn(op):
+  """Bytes of the variable that `op` creates."""
+  shape = tf.TensorShape(op.get_attr('shape'))
+  return shape.num_elements() * tf.as_dtype(op.get_attr('dtype')).size
+
+
+# ---- learning rate -----------------------------------------------------------
+
+
+def learning_rate_steps(num_examples, examples_per_step, boundaries_epochs):
+  """Boundaries in steps: an epoch is num_examples // examples_per_step of them.
+
+  Args:
+    num_examples: int, training examples.
+    examples_per_step: int, examples over all towers and, in synchronous
+      training, workers that one global step consumes.
+    boundaries_epochs: list of float.
+
+  Returns:
+    List of int.
+  """
+  steps_per_epoch = max(1, num_examples // examples_per_step)
+  return [int(steps_per_epoch * epoch) for epoch in boundaries_epochs]
+
+
+def learning_rate_schedule(global_step, rate, boundaries, factors):
+  """Tensor `learning_rate`: rate * factors[i], i boundaries having passed."""
+  rates = [rate * factor for factor in factors]
+  if not boundaries:
+    return tf.constant(rates[0], name='learning_rate')
+  staircase = tf.train.piecewise_constant(
+      global_step, [tf.cast(b, global_step.dtype) for b in boundaries], rates)
+  return tf.identity(staircase, name='learning_rate')
+
+
+# ---- evaluation --------------------------------------------------------------
+
+
+def loss_for_mean_over_batches(loss_per_example):
+  """A batch's loss such that the mean over batches is that over examples.
+
+  The Estimator reports the mean of `loss` over batches, in which a smaller last
+  batch would count too much. After batch k this returns k * mean_k -
+  (k - 1) * mean_(k - 1), mean_k being over all examples up to there: it sums up
+  to k * mean_k, and equals the batch's own mean while batches are equal.
+
+  Args:
+    loss_per_example: float32 [N].
+
+  Returns:
+    float32 scalar.
+  """
+  def local(name):
+    return tf.get_variable(name, [], tf.float64, tf.zeros_initializer(),
+                           trainable=False,
+                           collections=[tf.GraphKeys.LOCAL_VARIABLES])
+
+  with tf.variable_scope('mean_over_examples'):
+    totals = [local(name) for name in ('loss', 'examples', 'batches')]
+  added = [tf.reduce_sum(tf.cast(loss_per_example, tf.float64)),
+           tf.cast(tf.size(loss_per_example), tf.float64),
+           tf.ones([], tf.float64)]
+  before = [tf.identity(total) for total in totals]
+  after = [old + new for old, new in zip(before, added)]
+  with tf.control_dependencies(after):
+    update = tf.group(*[t.assign(a) for t, a in zip(totals, after)])
+  with tf.control_dependencies([update]):
+    sums = [batches * loss / tf.maximum(examples, 1)
+            for loss, examples, batches in (before, after)]
+    return tf.cast(sums[1] - sums[0], tf.float32)
+
+
+def count_metric(labels):
+  """Metric: number of examples seen, int64."""
+  with tf.variable_scope('examples'):
+    count = tf.get_variable('count', [], tf.int64, tf.zeros_initializer(),
+                            trainable=False,
+                            collections=[tf.GraphKeys.LOCAL_VARIABLES,
+                                         tf.GraphKeys.METRIC_VARIABLES])
+  update = count.assign_add(tf.size(labels, out_type=tf.int64))
+  return tf.identity(count), update
+
+
+# ---- hooks -------------------------------------------------------------------
+
+
+class ExamplesPerSecondHook(tf.train.SessionRunHook):
+  """Logs `Average examples/sec: A (C), step = S`: overall, current, steps."""
+
+  def __init__(self, batch_size, every_n_steps=100, every_n_secs=None):
+    """Logs every `every_n_steps` steps or every `every_n_secs` seconds.
+
+    Args:
+      batch_size: int, examples per step over all towers.
+
+    Raises:
+      ValueError: unless exactly one of the two intervals is given.
+    """
+    if (every_n_steps is None) == (every_n_secs is None):
+      raise ValueError(
+          'exactly one of every_n_steps and every_n_secs should be provided.')
+    self._timer = tf.train.SecondOrStepTimer(every_steps=every_n_steps,
+                                             every_secs=every_n_secs)
+    self._seconds = 0
+    self._steps = 0
+    self._batch_size = batch_size
+
+  def begin(self):
+    self._global_step = tf.train.get_or_create_global_step()
+
+  def before_run(self, run_context):
+    return tf.train.SessionRunArgs(self._global_step)
+
+  def after_run(self, run_context, run_values):
+    step = run_values.results
+    if not self._timer.should_trigger_for_step(step):
+      return
+    seconds, steps = self._timer.update_last_triggered_step(step)
+    if seconds:
+      self._seconds += seconds
+      self._steps += steps
+      tf.logging.info('Average examples/sec: %g (%g), step = %g',
+                      self._batch_size * self._steps / self._seconds,
+                      self._batch_size * steps / seconds, self._steps)
+
+
+class ProgressHook(tf.train.SessionRunHook):
+  """A bar with step, loss, accuracy, rate, examples/s and time left.
+
+  On a terminal only: elsewhere it shows nothing and the log lines tell.
+  """
+
+  def __init__(self, train_steps, batch_size, tensors):
+    """Args:
+      train_steps: int, global step at which training ends.
+      batch_size: int, examples per step.
+      tensors: dict of scalar tensors to show, by the name shown.
+    """
+    self._train_steps = train_steps
+    self._batch_size = batch_size
+    self._tensors = tensors
+
+  def after_create_session(self, session, coord):
+    step = session.run(tf.train.get_global_step())
+    # disable=None: tqdm's word for "unless this is a terminal".
+    self._bar = tqdm(total=self._train_steps, initial=int(step), unit='step',
+                     disable=None, dynamic_ncols=True)
+    self._redirect = logging_redirect_tqdm([logging.getLogger('tensorflow')])
+    if not self._bar.disable:
+      self._redirect.__enter__()  # log lines go above the bar
+
+  def before_run(self, run_context):
+    if self._bar.disable:
+      return None
+    return tf.train.SessionRunArgs(
+        dict(self._tensors, step=tf.train.get_global_step()))
+
+  def after_run(self, run_context, run_values):
+    if self._bar.disable:
+      return
+    values = dict(run_values.results)
+    step = int(values.pop('step'))
+    rate = self._bar.format_dict['rate'] or 0
+    values['examples/s'] = rate * self._batch_size
+    self._bar.set_postfix(
+        {name: '%.4g' % value for name, value in values.items()}, refresh=False)
+    self._bar.update(step - self._bar.n)
+
+  def end(self, session):
+    if not self._bar.disable:
+      self._redirect.__exit__(None, None, None)
+    self._bar.close()
+
+
+# ---- checkpoints -------------------------------------------------------------
+
+
+def latest_checkpoint(job_dir):
+  """Prefix of the newest checkpoint in `job_dir`, or None.
+
+  Also finds one whose `checkpoint` file was not copied along.
+  """
+  path = tf.train.latest_checkpoint(job_dir)
+  if path:
+    return path
+  indices = tf.gfile.Glob(os.path.join(job_dir, 'model.ckpt-*.index'))
+  prefixes = [name[:-len('.index')] for name in indices]
+  numbered = [p for p in prefixes if p.rsplit('-', 1)[1].isdigit()]
+  return max(numbered, key=checkpoint_step, default=None)
+
+
+def checkpoint_step(path):
+  """Global step in a checkpoint's name: 600 for `.../model.ckpt-600`."""
+  return int(path.rsplit('-', 1)[1])
+
+
+def check_checkpoint(path, variables, where='--job-dir'):
+  """Compares a checkpoint with the network that is to be restored from it.
+
+  Args:
+    path: str, checkpoint prefix.
+    variables: dict of name to shape (list of int), the network's.
+    where: str, flag that named the checkpoint.
+
+  Raises:
+    UsageError: naming the first variable that differs.
+  """
+  try:
+    reader = tf.train.NewCheckpointReader(path)
+  except (tf.errors.OpError, ValueError) as e:
+    raise UsageError('%s: checkpoint %s cannot be read: %s' % (where, path, e))
+  stored = {name: shape
+            for name, shape in reader.get_variable_to_shape_map().items()
+            if name.startswith('resnet/') and not name.endswith('/Momentum')}
+  for name in sorted(set(stored) | set(variables)):
+    if stored.get(name) != variables.get(name):
+      raise UsageError(
+          '%s: checkpoint %s is of another network: %s is %s there and %s '
+          'here; check --num-layers, --block and --num-classes' %
+          (where, path, name, stored.get(name, 'missing'),
+           variables.get(name, 'missing')))
