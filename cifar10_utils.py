@@ -312,7 +312,7 @@ def latest_checkpoint(job_dir):
   Also finds one whose `checkpoint` file was not copied along.
   """
   path = tf.train.latest_checkpoint(job_dir)
-  if path:
+  if path or not tf.gfile.IsDirectory(job_dir):
     return path
   indices = tf.gfile.Glob(os.path.join(job_dir, 'model.ckpt-*.index'))
   prefixes = [name[:-len('.index')] for name in indices]

@@ -1,0 +1,177 @@
+"""Images and labels per tower -> what the Estimator trains and evaluates.
+
+One tower per device on shared variables, gradients averaged on the device of
+their variable, batch norm statistics from tower 0.
+"""
+import cifar10_model
+import cifar10_utils
+from tf_compat import estimator, tf
+
+
+def get_model_fn(num_gpus, variable_strategy, num_workers, virtual_devices=0):
+  """Returns the Estimator's model function.
+
+  Args:
+    num_gpus: int, towers on GPUs; 0 is one tower on the CPU.
+    variable_strategy: 'CPU' or 'GPU', where variables live and are updated.
+    num_workers: int, workers of the cluster.
+    virtual_devices: int, towers on virtual CPU devices instead.
+  """
+  devices = cifar10_utils.tower_devices(num_gpus, virtual_devices)
+
+  def _resnet_model_fn(features, labels, mode, params):
+    """Builds towers for lists of image and label tensors, one per tower."""
+    is_training = mode == estimator.ModeKeys.TRAIN
+    labels = labels or [None] * len(features)
+    towers, update_ops = _build_towers(devices, variable_strategy, is_training,
+                                       features, labels, params)
+    losses, gradvars, tower_predictions = zip(*towers)
+    predictions = {name: tf.concat([p[name] for p in tower_predictions], 0)
+                   for name in tower_predictions[0]}
+    if is_training:
+      return _training_spec(losses, gradvars, update_ops, predictions, labels,
+                            params, _consolidation_device(), num_workers)
+    if mode == estimator.ModeKeys.EVAL:
+      return _evaluation_spec(losses, predictions, labels)
+    return estimator.EstimatorSpec(mode, predictions=predictions)
+
+  def _consolidation_device():
+    """Device of the updates: that of the first tower, or the CPU."""
+    return devices[0] if variable_strategy == 'GPU' else '/cpu:0'
+
+  return _resnet_model_fn
+
+
+def _build_towers(devices, variable_strategy, is_training, features, labels,
+                  params):
+  """Builds one tower per device on shared variables.
+
+  Returns:
+    List of `_tower_fn` results, and the batch-norm updates of tower 0: all
+    towers see the same distribution, so one set is enough and saves time.
+  """
+  # One strategy for all towers: it remembers what each device holds.
+  if variable_strategy == 'GPU':
+    placement = {
+        'ps_device_type': devices[0].strip('/').split(':')[0],
+        'ps_strategy': cifar10_utils.GreedyLoadBalancingStrategy(
+            len(devices), cifar10_utils.byte_size_load_fn)}
+  else:
+    placement = {}
+
+  towers = []
+  for i, (image, label) in enumerate(zip(features, labels)):
+    device_setter = cifar10_utils.local_device_setter(
+        worker_device=devices[i], **placement)
+    with tf.variable_scope('resnet', reuse=bool(i != 0)), \
+        tf.name_scope('tower_%d' % i) as name_scope, tf.device(device_setter):
+      towers.append(_tower_fn(
+          is_training, params.weight_decay, image, label, params.data_format,
+          params.num_layers, params.batch_norm_decay,
+          params.batch_norm_epsilon, params.block, params.num_classes))
+      if i == 0:
+        update_ops = tf.get_collection(tf.GraphKeys.UPDATE_OPS, name_scope)
+  return towers, update_ops
+
+
+def _tower_fn(is_training, weight_decay, feature, label, data_format,
+              num_layers, batch_norm_decay, batch_norm_epsilon, block='v1',
+              num_classes=10 + 1):
+  """Builds the network on one device.
+
+  Args:
+    feature: float32 [N, 32, 32, 3] in [0, 255].
+    label: int32 [N], or None to predict only.
+    The rest: as the flags.
+
+  Returns:
+    loss: float32 [N], cross-entropy plus weight decay, or None without labels.
+    gradvars: list of (gradient of the mean loss, variable); empty unless
+      training.
+    predictions: dict of classes int64 [N], probabilities float32
+      [N, num_classes].
+  """
+  model = cifar10_model.ResNetCifar10(
+      num_layers, is_training, batch_norm_decay, batch_norm_epsilon,
+      data_format, block, num_classes)
+  logits = model.forward_pass(feature, input_data_format='channels_last')
+  predictions = {
+      'classes': tf.argmax(logits, axis=1),
+      'probabilities': tf.nn.softmax(logits),
+  }
+  if label is None:
+    return None, [], predictions
+
+  model_params = tf.trainable_variables()
+  loss = tf.nn.sparse_softmax_cross_entropy_with_logits(
+      logits=logits, labels=label)
+  loss += weight_decay * tf.add_n([tf.nn.l2_loss(v) for v in model_params])
+  if not is_training:
+    return loss, [], predictions
+  gradients = tf.gradients(tf.reduce_mean(loss), model_params)
+  return loss, list(zip(gradients, model_params)), predictions
+
+
+def _training_spec(losses, gradvars, update_ops, predictions, labels, params,
+                   device, num_workers):
+  """Averages the towers' gradients and applies them on `device`."""
+  gradvars = _average_gradients(gradvars)
+  with tf.device(device):
+    learning_rate = cifar10_utils.learning_rate_schedule(
+        tf.train.get_global_step(), params.learning_rate,
+        _boundaries(params, num_workers), params.lr_factors)
+    optimizer = tf.train.MomentumOptimizer(learning_rate, params.momentum)
+    apply_gradients = optimizer.apply_gradients(
+        gradvars, global_step=tf.train.get_global_step())
+    train_op = tf.group(apply_gradients, *update_ops)
+    loss = tf.reduce_mean(tf.concat(losses, 0), name='loss')
+    hits = tf.equal(predictions['classes'],
+                    tf.cast(tf.concat(labels, 0), tf.int64))
+    accuracy = tf.reduce_mean(tf.cast(hits, tf.float32), name='accuracy')
+
+  tf.summary.scalar('learning_rate', learning_rate)
+  tf.summary.scalar('accuracy', accuracy)
+  hooks = [
+      tf.train.LoggingTensorHook(
+          {'learning_rate': learning_rate, 'loss': loss}, every_n_iter=100),
+      cifar10_utils.ExamplesPerSecondHook(params.train_batch_size),
+      cifar10_utils.ProgressHook(
+          params.train_steps, params.train_batch_size,
+          {'loss': loss, 'accuracy': accuracy, 'rate': learning_rate}),
+  ]
+  return estimator.EstimatorSpec(
+      estimator.ModeKeys.TRAIN, loss=loss, train_op=train_op,
+      training_hooks=hooks)
+
+
+def _average_gradients(tower_gradvars):
+  """Mean over towers of each variable's gradient, on the variable's device."""
+  averaged = []
+  with tf.name_scope('gradient_averaging'):
+    for same_variable in zip(*tower_gradvars):
+      gradients, variables = zip(*same_variable)
+      with tf.device(variables[0].device):
+        mean = (gradients[0] if len(gradients) == 1 else
+                tf.multiply(tf.add_n(gradients), 1. / len(gradients)))
+      averaged.append((mean, variables[0]))
+  return averaged
+
+
+def _evaluation_spec(losses, predictions, labels):
+  """Accuracy and loss, exact for a smaller last batch."""
+  loss_per_example = tf.concat(losses, 0)
+  labels = tf.concat(labels, 0)
+  return estimator.EstimatorSpec(
+      estimator.ModeKeys.EVAL,
+      loss=tf.identity(cifar10_utils.loss_for_mean_over_batches(
+          loss_per_example), name='loss'),
+      eval_metric_ops={
+          'accuracy': tf.metrics.accuracy(labels, predictions['classes']),
+          'examples': cifar10_utils.count_metric(labels)})
+
+
+def _boundaries(params, num_workers):
+  """Steps at which the learning rate changes."""
+  return cifar10_utils.learning_rate_steps(
+      params.num_examples, params.train_batch_size * num_workers,
+      params.lr_boundaries_epochs)
