@@ -1,0 +1,34 @@
+"""Installs the modules, the TensorFlow that fits this Python, and extras."""
+from setuptools import setup
+
+OLD_PYTHON = '; python_version < "3.8"'
+NEW_PYTHON = '; python_version >= "3.9"'
+
+setup(
+    name='cifar10-estimator',
+    version='2.0.0',
+    description='ResNet on CIFAR-10 with the TensorFlow Estimator',
+    python_requires='>=3.7, !=3.8.*, <3.14',
+    py_modules=[
+        'checks', 'cifar10', 'cifar10_main', 'cifar10_model', 'cifar10_utils',
+        'generate_cifar10_tfrecords', 'model_base', 'model_fn', 'tf_compat',
+        'usage',
+    ],
+    install_requires=[
+        # 1.15 is the last with Python 3.7, and its protocol buffers end at 3.20.
+        'tensorflow >=1.15.5, <1.16' + OLD_PYTHON,
+        'protobuf <3.21' + OLD_PYTHON,
+        # 2.20 fails with the protobuf 7 that pip gives it.
+        'tensorflow >=2.15, <2.22, !=2.20.*' + NEW_PYTHON,
+        'tensorflow-estimator ==2.15.0' + NEW_PYTHON,
+        'numpy',
+        'six',
+        'tqdm >=4.60',  # tqdm.contrib.logging
+    ],
+    extras_require={
+        'demo': ['scikit-learn', 'tensorboard'],
+        'test': ['pytest >=7', 'scikit-learn'],
+        'dev': ['nox', 'ruff'],
+        'gpu': ['tensorflow[and-cuda] >=2.15, <2.22, !=2.20.*' + NEW_PYTHON],
+    },
+)
