@@ -1,0 +1,65 @@
+"""Files that appear whole or not at all: temporary name, fsync, rename."""
+import contextlib
+import os
+import shutil
+
+SUFFIX = '.unfinished'
+
+
+def temporary_name(path):
+  """'DIR/.NAME.unfinished', where `path` is written before it is whole."""
+  folder, name = os.path.split(path)
+  return os.path.join(folder, '.' + name + SUFFIX)
+
+
+def fsync(path):
+  """Waits until a file's data, or a folder's names, are on the disk."""
+  descriptor = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(descriptor)
+  finally:
+    os.close(descriptor)
+
+
+def remove(path):
+  """Removes a file, or a folder with all in it; nothing if it is not there."""
+  if os.path.isdir(path) and not os.path.islink(path):
+    shutil.rmtree(path)
+  else:
+    with contextlib.suppress(FileNotFoundError):
+      os.remove(path)
+
+
+@contextlib.contextmanager
+def whole_files(paths, superseded=()):
+  """Yields a list of names to write to; they become `paths` at the end.
+
+    with whole_files(['a.csv']) as (temporary,):
+      with open(temporary, 'w') as f: ...
+
+  If the block raises, nothing has changed. A killed process leaves only names
+  that end in '.unfinished'.
+
+  Args:
+    paths: list of str, on one file system with their temporary names.
+    superseded: existing files, removed before the first new one takes its name,
+      so that a kill between two renames leaves files missing but never a mix of
+      old and new.
+  """
+  temporaries = [temporary_name(path) for path in paths]
+  folders = sorted({os.path.dirname(path) or '.' for path in paths})
+  try:
+    yield temporaries
+    for temporary in temporaries:
+      fsync(temporary)
+    for path in superseded:
+      os.remove(path)
+    for folder in folders:
+      fsync(folder)
+    for temporary, path in zip(temporaries, paths):
+      os.replace(temporary, path)
+    for folder in folders:
+      fsync(folder)
+  finally:
+    for temporary in temporaries:
+      remove(temporary)
