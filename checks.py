@@ -143,6 +143,8 @@ def find_matching_checkpoint(flags):
   if checkpoint:
     cifar10_utils.check_checkpoint(checkpoint, cifar10_model.variable_shapes(
         flags.num_layers, flags.block, flags.num_classes))
+    cifar10_utils.check_block(checkpoint, cifar10_model.UNIT_SCOPES,
+                              flags.block)
   elif flags.mode == 'evaluate':
     raise UsageError('--job-dir %s has no checkpoint; train first, or name the '
                      'folder that has model.ckpt-*' % flags.job_dir)

@@ -42,6 +42,9 @@ def input_fn(data_dir, subset, num_shards, batch_size,
     dataset = cifar10.Cifar10DataSet(
         data_dir, subset, subset == 'train' and use_distortion_for_training,
         seed)
+    if subset != 'train' and num_shards > 1:
+      batch_size = cifar10_utils.batch_size_without_empty_towers(
+          batch_size, dataset.count_examples(), num_shards)
     images, labels = dataset.make_batch(batch_size)
     if num_shards <= 1:
       return [images], [labels]
@@ -161,6 +164,8 @@ def main(job_dir, data_dir, num_gpus=None, variable_strategy='CPU',
       tf.logging.info('Nothing left to train: %s is at step %d, --train-steps '
                       'is %d', checkpoint, step, flags.train_steps)
     else:
+      if checkpoint:  # the Estimator resumes from the one on record
+        tf.train.update_checkpoint_state(flags.job_dir, checkpoint)
       _train(classifier, flags)
   if flags.mode != 'train':
     _evaluate(classifier, flags)

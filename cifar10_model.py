@@ -10,6 +10,9 @@ from tf_compat import tf
 # Convolutions per unit: num_layers is this times 3n units, plus 2 (the first
 # convolution and the dense layer).
 LAYERS_PER_UNIT = {'v1': 2, 'v2': 2, 'bottleneck_v2': 3}
+# Name scope of each block's unit in the graph.
+UNIT_SCOPES = {'v1': 'residual_v1', 'v2': 'residual_v2',
+               'bottleneck_v2': 'bottle_residual_v2'}
 
 
 def units_per_stage(num_layers, block='v1'):

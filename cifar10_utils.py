@@ -80,6 +80,22 @@ def tower_devices(num_gpus, virtual_devices=0):
   return ['/gpu:%d' % i for i in range(num_gpus)] or ['/cpu:0']
 
 
+def batch_size_without_empty_towers(batch_size, num_examples, num_towers):
+  """The batch size, or the next above it whose last batch reaches every tower.
+
+  oneDNN's fused convolutions fail on an empty batch.
+
+  Raises:
+    UsageError: if there are fewer examples than towers.
+  """
+  if num_examples < num_towers:
+    raise UsageError('%d examples are too few for %d towers' %
+                     (num_examples, num_towers))
+  while 0 < num_examples % batch_size < num_towers:
+    batch_size += 1
+  return batch_size
+
+
 def local_device_setter(num_devices=1, ps_device_type='cpu',
                         worker_device='/cpu:0', ps_ops=None, ps_strategy=None):
   """Device function: variables on the ps devices, the rest on the worker's.
@@ -350,3 +366,30 @@ def check_checkpoint(path, variables, where='--job-dir'):
           'here; check --num-layers, --block and --num-classes' %
           (where, path, name, stored.get(name, 'missing'),
            variables.get(name, 'missing')))
+
+
+def check_block(path, scopes, block, where='--job-dir'):
+  """Refuses a checkpoint whose graph has the units of another block.
+
+  The variables of v1 and v2 can have the same names and shapes; the names of
+  the ops, in the `.meta` file beside the checkpoint, tell them apart.
+
+  Args:
+    path: str, checkpoint prefix.
+    scopes: dict of block to the name scope of its units.
+    block: str, the block that is to be restored.
+    where: str, flag that named the checkpoint.
+
+  Raises:
+    UsageError: naming the block found.
+  """
+  if not tf.gfile.Exists(path + '.meta'):
+    return
+  with tf.gfile.GFile(path + '.meta', 'rb') as f:
+    graph = f.read()
+  found = [b for b, scope in sorted(scopes.items())
+           if ('/%s/' % scope).encode() in graph]
+  if found and block not in found:
+    raise UsageError('%s: checkpoint %s is of another network: its units are '
+                     '--block %s, not %s' %
+                     (where, path, ', '.join(found), block))

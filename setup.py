@@ -15,7 +15,7 @@ setup(
         'usage',
     ],
     install_requires=[
-        # 1.15 is the last with Python 3.7, and its protocol buffers end at 3.20.
+        # 1.15 is for Python 3.7, and its protocol buffers end at 3.20.
         'tensorflow >=1.15.5, <1.16' + OLD_PYTHON,
         'protobuf <3.21' + OLD_PYTHON,
         # 2.20 fails with the protobuf 7 that pip gives it.

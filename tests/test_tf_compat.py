@@ -34,8 +34,9 @@ def test_estimator_is_the_real_one():
 @pytest.mark.skipif(tf_compat._VERSION < (2, 16),
                     reason='up to 2.15 TensorFlow brings its own Estimator')
 def test_a_missing_estimator_is_named():
-  code = ('import importlib.util as u; find = u.find_spec; u.find_spec = lambda '
-          'name, *a: None if name == "tensorflow_estimator" else find(name, *a);'
+  code = ('import importlib.util as u; find = u.find_spec\n'
+          'u.find_spec = lambda name, *rest: ('
+          '    None if name == "tensorflow_estimator" else find(name, *rest))\n'
           'import tf_compat')
   done = subprocess.run([sys.executable, '-c', code], cwd=ROOT,
                         stderr=subprocess.PIPE, universal_newlines=True)
@@ -55,7 +56,8 @@ def test_onednn_is_on_unless_the_user_says_otherwise(given, expected):
 
 
 @pytest.mark.parametrize('message, shown', [
-    ('From x.py: Estimator.__init__ is deprecated\nUse tf.keras instead.', False),
+    ('From x.py: Estimator.__init__ is deprecated. Use tf.keras instead.',
+     False),
     ('Loss is not falling', True)])
 def test_only_the_keras_notices_are_silenced(message, shown):
   record = logging.LogRecord('tensorflow', logging.WARNING, '', 0, message, (),
