@@ -287,8 +287,11 @@ class ProgressHook(tf.train.SessionRunHook):
     self._batch_size = batch_size
     self._tensors = tensors
 
+  def begin(self):
+    self._step = tf.train.get_global_step()
+
   def after_create_session(self, session, coord):
-    step = session.run(tf.train.get_global_step())
+    step = session.run(self._step)
     # disable=None: tqdm's word for "unless this is a terminal".
     self._bar = tqdm(total=self._train_steps, initial=int(step), unit='step',
                      disable=None, dynamic_ncols=True)
@@ -299,8 +302,7 @@ class ProgressHook(tf.train.SessionRunHook):
   def before_run(self, run_context):
     if self._bar.disable:
       return None
-    return tf.train.SessionRunArgs(
-        dict(self._tensors, step=tf.train.get_global_step()))
+    return tf.train.SessionRunArgs(dict(self._tensors, step=self._step))
 
   def after_run(self, run_context, run_values):
     if self._bar.disable:
@@ -316,6 +318,8 @@ class ProgressHook(tf.train.SessionRunHook):
   def end(self, session):
     if not self._bar.disable:
       self._redirect.__exit__(None, None, None)
+      # A step's own read of the global step may come before its increment.
+      self._bar.update(int(session.run(self._step)) - self._bar.n)
     self._bar.close()
 
 

@@ -10,7 +10,8 @@ setup(
     description='ResNet on CIFAR-10 with the TensorFlow Estimator',
     python_requires='>=3.7, !=3.8.*, <3.14',
     py_modules=[
-        'checks', 'cifar10', 'cifar10_main', 'cifar10_model', 'cifar10_utils',
+        'atomic_files', 'checks', 'cifar10', 'cifar10_archive', 'cifar10_main',
+        'cifar10_model', 'cifar10_utils',
         'generate_cifar10_tfrecords', 'model_base', 'model_fn', 'tf_compat',
         'usage',
     ],

@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 
+import generate_cifar10_tfrecords
 from tf_compat import tf, use_graph_mode
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -29,7 +30,6 @@ def golden():
 @pytest.fixture(scope='session')
 def digits_dir(tmp_path_factory):
   """TFRecords of the 1,797 digits: 1,349 train, 149 validation, 299 eval."""
-  import generate_cifar10_tfrecords
   path = str(tmp_path_factory.mktemp('digits'))
   generate_cifar10_tfrecords.main(path, source='digits')
   return path
