@@ -298,6 +298,9 @@ def _split(training, evaluation, validation_size, num_shards):
 @contextlib.contextmanager
 def _working_in(data_dir):
   """Creates the folder, keeps a second run out, removes what kills left."""
+  if not data_dir or os.path.exists(data_dir) and not os.path.isdir(data_dir):
+    raise UsageError('--data-dir %r: expected a folder, or the name of a new '
+                     'one' % data_dir)
   os.makedirs(data_dir, exist_ok=True)
   descriptor = os.open(data_dir, os.O_RDONLY | os.O_DIRECTORY)
   try:
