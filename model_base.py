@@ -5,7 +5,7 @@ deep residual networks, arXiv 1603.05027 (pre-activation, v2 units).
 
 Variables carry the names that `tf.layers` and `tf.contrib.layers` gave them in
 2017 (`conv2d/kernel`, `BatchNorm_1/gamma`, `dense/bias`, numbered in order), so
-checkpoints of that time restore.
+checkpoints of that time restore; ops keep their names too.
 """
 from tf_compat import tf
 
@@ -172,7 +172,8 @@ class ResNet(object):
 
   def _fully_connected(self, x, out_dim):
     """Dense layer with bias: float32 [N, C] to [N, out_dim]."""
-    with tf.variable_scope(None, default_name='dense'):
+    with tf.name_scope('fully_connected'), \
+        tf.variable_scope(None, default_name='dense'):
       kernel = tf.get_variable('kernel', [int(x.shape[1]), out_dim],
                                initializer=tf.glorot_uniform_initializer())
       bias = tf.get_variable('bias', [out_dim],
@@ -180,18 +181,18 @@ class ResNet(object):
       return tf.nn.bias_add(tf.matmul(x, kernel), bias)
 
   def _avg_pool(self, x, pool_size, stride):
-    """Average over pool_size squares, VALID."""
+    """Average over pool_size squares, SAME."""
     with tf.name_scope('avg_pool'):
       return tf.nn.avg_pool(
-          x, self._window(pool_size), self._window(stride), 'VALID',
-          data_format=self._layout())
+          x, self._window(pool_size), self._window(stride), 'SAME',
+          data_format=self._layout(), name='average_pooling2d/AvgPool')
 
   def _max_pool(self, x, pool_size, stride):
     """Maximum over pool_size squares, SAME."""
     with tf.name_scope('max_pool'):
       return tf.nn.max_pool(
           x, self._window(pool_size), self._window(stride), 'SAME',
-          data_format=self._layout())
+          data_format=self._layout(), name='max_pooling2d/MaxPool')
 
   def _global_avg_pool(self, x):
     """Mean over height and width: [N, C]."""

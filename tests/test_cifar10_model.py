@@ -55,10 +55,10 @@ def test_ops_have_the_names_of_2017():
       ('resnet/tower_0/Relu:0', [4, 32, 32, 16]),
       ('resnet/tower_0/conv2d/Conv2D:0', [4, 32, 32, 16]),
       ('resnet/tower_0/stage/residual_v1_1/Relu:0', [4, 32, 32, 16]),
-      ('resnet/tower_0/stage_1/residual_v1/avg_pool/AvgPool:0',
-       [4, 16, 16, 16]),
+      ('resnet/tower_0/stage_1/residual_v1/avg_pool/average_pooling2d/'
+       'AvgPool:0', [4, 16, 16, 16]),
       ('resnet/tower_0/stage_2/residual_v1_1/Relu_1:0', [4, 8, 8, 64]),
-      ('resnet/tower_0/dense/BiasAdd:0', [4, 11])]:
+      ('resnet/tower_0/fully_connected/dense/BiasAdd:0', [4, 11])]:
     assert graph.get_tensor_by_name(name).shape.as_list() == shape
 
 
