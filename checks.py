@@ -111,7 +111,7 @@ def _resolve_devices(flags):
   if flags.data_format == 'channels_first' and not flags.num_gpus:
     _require(cifar10_utils.runs_channels_first(), 'data_format',
              flags.data_format, 'channels_last: this TensorFlow has no '
-             'channels_first kernels on the CPU')
+             'right channels_first kernels on the CPU')
 
 
 def count_checked_examples(flags):

@@ -2,6 +2,7 @@
 import logging
 import os
 
+import numpy as np
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -57,20 +58,23 @@ def visible_gpus():
 
 
 def runs_channels_first():
-  """True if this process has kernels for channels_first on its CPU.
+  """True if this process has right kernels for channels_first on its CPU.
 
   TensorFlow's own CPU kernels want channels_last; oneDNN's take both, so the
-  answer depends on the release and on TF_ENABLE_ONEDNN_OPTS.
+  answer depends on the release and on TF_ENABLE_ONEDNN_OPTS. In 2.15 oneDNN's
+  pooling mixes the two up in a process that has used both, for which this asks.
   """
+  image = np.arange(32, dtype=np.float32).reshape([1, 4, 4, 2])
   with tf.Graph().as_default(), tf.Session() as session:
-    image = tf.ones([1, 1, 2, 2]) * tf.random_uniform([])
-    pooled = tf.nn.avg_pool(image, [1, 1, 2, 2], [1, 1, 2, 2], 'VALID',
-                            data_format='NCHW')
+    x = tf.placeholder(tf.float32, image.shape)
+    last = tf.nn.avg_pool(x, [1, 2, 2, 1], [1, 2, 2, 1], 'SAME')
+    first = tf.nn.avg_pool(tf.transpose(x, [0, 3, 1, 2]), [1, 1, 2, 2],
+                           [1, 1, 2, 2], 'SAME', data_format='NCHW')
     try:
-      session.run(pooled)
+      expected = session.run(last, {x: image}).transpose(0, 3, 1, 2)
+      return (session.run(first, {x: image}) == expected).all()
     except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError):
       return False
-  return True
 
 
 def tower_devices(num_gpus, virtual_devices=0):

@@ -38,7 +38,7 @@ SOURCES = ('cifar10', 'digits', 'synthetic')
 
 IMAGE_BYTES = 3 * 32 * 32
 _MARKER = IMAGE_BYTES * b'\xff'
-SYNTHETIC_CHUNK = 10000  # examples, 30 MB
+SYNTHETIC_CHUNK = 1000  # examples, 3 MB
 SEED = 0
 
 
@@ -304,13 +304,12 @@ def _working_in(data_dir):
   os.makedirs(data_dir, exist_ok=True)
   descriptor = os.open(data_dir, os.O_RDONLY | os.O_DIRECTORY)
   try:
-    # Other errors than this: a network file system that cannot lock folders.
-    with contextlib.suppress(OSError):
-      try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      except BlockingIOError:
-        raise UsageError('--data-dir %s: another run is writing there' %
-                         data_dir)
+    try:
+      fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      raise UsageError('--data-dir %s: another run is writing there' % data_dir)
+    except OSError:
+      pass  # some network file systems cannot lock folders
     for name in os.listdir(data_dir):
       if re.match(r'\.(train|validation|eval|cifar-10-).*%s$' %
                   re.escape(atomic_files.SUFFIX), name):

@@ -66,7 +66,8 @@ def test_ops_have_the_names_of_2017():
 def test_logits_are_the_golden_ones(golden, data_format):
   if data_format == 'channels_first' and not (
       cifar10_utils.visible_gpus() or cifar10_utils.runs_channels_first()):
-    pytest.skip('this TensorFlow has no channels_first kernels on the CPU')
+    pytest.skip('this TensorFlow has no right channels_first kernels on the '
+                'CPU')
   logits = build(images=golden['images'], data_format=data_format)
   with tf.Session() as session:
     for prefix, expected in (('init/', 'eval_logits'),

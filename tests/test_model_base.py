@@ -13,7 +13,8 @@ FORMATS = ['channels_last', 'channels_first']
 def data_format(request):
   if request.param == 'channels_first' and not (
       cifar10_utils.visible_gpus() or cifar10_utils.runs_channels_first()):
-    pytest.skip('this TensorFlow has no channels_first kernels on the CPU')
+    pytest.skip('this TensorFlow has no right channels_first kernels on the '
+                'CPU')
   return request.param
 
 
