@@ -30,7 +30,7 @@ else
 	  --lr-boundaries-epochs 15,22 --lr-factors 1,0.1,0.01 \
 	  --save-checkpoints-steps 200 --eval-every-secs 5
 endif
-	@echo 'See it: $(BIN)/tensorboard --logdir demo --bind_all=false'
+	@echo 'See it: $(BIN)/tensorboard --logdir demo'
 
 test: setup
 	$(BIN)/python -m pytest

@@ -140,6 +140,8 @@ def extract(archive, data_dir, folder):
     with _LimitedGzip(archive) as unpacked, tarfile.open(
         fileobj=unpacked, mode='r:') as tar:
       _extract_members(tar, folder, temporary)
+      while unpacked.read(CHUNK_BYTES):
+        pass  # to the end, where gzip keeps its own checksum
     _move_folder(temporary, target)
   except UsageError as e:
     raise UsageError('%s: %s' % (archive, e))
@@ -286,11 +288,23 @@ def _text(data):
 
 def _check_opcodes(data):
   """Refuses pickles that are broken, or small but large once loaded."""
-  for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
+  stream = io.BytesIO(data)
+  for _ in range(MAX_PICKLE_OPCODES):
+    code = stream.read(1).decode('latin1')
+    if code not in pickletools.code2op:
+      raise ValueError('it is damaged, or not a pickle')
+    opcode = pickletools.code2op[code]
+    argument = 0
+    if opcode.name == 'STRING':
+      stream.readline()  # pickletools would only take ASCII
+    elif opcode.arg:
+      argument = opcode.arg.reader(stream)
     # The memo is a list as long as its highest index.
-    index = argument if opcode.name.endswith('PUT') else 0
-    if max(count, index) > MAX_PICKLE_OPCODES:
-      raise ValueError('it has more than %d opcodes' % MAX_PICKLE_OPCODES)
+    if opcode.name.endswith('PUT') and argument > MAX_PICKLE_OPCODES:
+      break
+    if opcode.name == 'STOP':
+      return
+  raise ValueError('it has more than %d opcodes' % MAX_PICKLE_OPCODES)
 
 
 def read_pickle_from_file(filename):
