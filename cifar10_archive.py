@@ -170,11 +170,13 @@ def _extract_members(tar, folder, temporary):
         member.name != folder + '/' + name):
       raise UsageError('member %r is not a regular file in %s/; refused' %
                        (member.name, folder))
+    if os.path.exists(os.path.join(temporary, name)):
+      raise UsageError('member %r is there twice; refused' % member.name)
     _extract_file(tar.extractfile(member), os.path.join(temporary, name))
 
 
 def _extract_file(source, filename):
-  with open(filename, 'xb') as f:
+  with open(filename, 'wb') as f:
     for chunk in iter(lambda: source.read(CHUNK_BYTES), b''):
       f.write(chunk)
     f.flush()
@@ -360,7 +362,9 @@ def _check_batch(batch):
                      'picture' % len(images))
   for index, label in enumerate(labels):
     if not isinstance(label, (int, np.integer)) or not 0 <= label < 10:
-      raise ValueError('label %d (counted from 0) is %.9g, expected an integer '
-                       'in [0, 10)' % (index, label))
+      found = ('%.9g' % label if isinstance(label, (int, float, np.number)) else
+               'a ' + type(label).__name__)
+      raise ValueError('label %d (counted from 0) is %s, expected an integer '
+                       'in [0, 10)' % (index, found))
   batch[b'labels'] = [int(label) for label in labels]
   return batch
