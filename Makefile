@@ -19,7 +19,8 @@ demo: setup
 ifneq ($(wildcard $(CIFAR10)),)
 	$(BIN)/python generate_cifar10_tfrecords.py --data-dir data
 	$(BIN)/python cifar10_main.py --data-dir data --job-dir demo/cifar10 \
-	  --num-layers 8 --train-steps 1500 --batch-norm-decay 0.9 \
+	  --num-layers 8 --train-steps 3000 --batch-norm-decay 0.9 \
+	  --lr-boundaries-epochs 5,7.5 --lr-factors 1,0.1,0.01 \
 	  --save-checkpoints-steps 500 --eval-every-secs 30
 else
 	$(BIN)/python generate_cifar10_tfrecords.py --data-dir demo/data \

@@ -187,7 +187,7 @@ def learning_rate_schedule(global_step, rate, boundaries, factors):
 # ---- evaluation --------------------------------------------------------------
 
 
-def loss_for_mean_over_batches(loss_per_example):
+def loss_for_mean_over_batches(batch_loss, batch_size):
   """A batch's loss such that the mean over batches is that over examples.
 
   The Estimator reports the mean of `loss` over batches, in which a smaller last
@@ -196,7 +196,8 @@ def loss_for_mean_over_batches(loss_per_example):
   to k * mean_k, and equals the batch's own mean while batches are equal.
 
   Args:
-    loss_per_example: float32 [N].
+    batch_loss: float32 scalar, mean over the batch.
+    batch_size: int32 scalar.
 
   Returns:
     float32 scalar.
@@ -208,8 +209,8 @@ def loss_for_mean_over_batches(loss_per_example):
 
   with tf.variable_scope('mean_over_examples'):
     totals = [local(name) for name in ('loss', 'examples', 'batches')]
-  added = [tf.reduce_sum(tf.cast(loss_per_example, tf.float64)),
-           tf.cast(tf.size(loss_per_example), tf.float64),
+  size = tf.cast(batch_size, tf.float64)
+  added = [tf.cast(batch_loss, tf.float64) * size, size,
            tf.ones([], tf.float64)]
   before = [tf.identity(total) for total in totals]
   after = [old + new for old, new in zip(before, added)]

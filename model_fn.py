@@ -85,9 +85,9 @@ def _tower_fn(is_training, weight_decay, feature, label, data_format,
     The rest: as the flags.
 
   Returns:
-    loss: float32 [N], cross-entropy plus weight decay, or None without labels.
-    gradvars: list of (gradient of the mean loss, variable); empty unless
-      training.
+    loss: float32 scalar, mean cross-entropy plus weight decay, or None without
+      labels.
+    gradvars: list of (gradient of the loss, variable); empty unless training.
     predictions: dict of classes int64 [N], probabilities float32
       [N, num_classes].
   """
@@ -103,12 +103,12 @@ def _tower_fn(is_training, weight_decay, feature, label, data_format,
     return None, [], predictions
 
   model_params = tf.trainable_variables()
-  loss = tf.nn.sparse_softmax_cross_entropy_with_logits(
-      logits=logits, labels=label)
+  loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(
+      logits=logits, labels=label))
   loss += weight_decay * tf.add_n([tf.nn.l2_loss(v) for v in model_params])
   if not is_training:
     return loss, [], predictions
-  gradients = tf.gradients(tf.reduce_mean(loss), model_params)
+  gradients = tf.gradients(loss, model_params)
   return loss, list(zip(gradients, model_params)), predictions
 
 
@@ -124,7 +124,7 @@ def _training_spec(losses, gradvars, update_ops, predictions, labels, params,
     apply_gradients = optimizer.apply_gradients(
         gradvars, global_step=tf.train.get_global_step())
     train_op = tf.group(apply_gradients, *update_ops)
-    loss = tf.reduce_mean(tf.concat(losses, 0), name='loss')
+    loss = tf.reduce_mean(losses, name='loss')
     hits = tf.equal(predictions['classes'],
                     tf.cast(tf.concat(labels, 0), tf.int64))
     accuracy = tf.reduce_mean(tf.cast(hits, tf.float32), name='accuracy')
@@ -159,12 +159,15 @@ def _average_gradients(tower_gradvars):
 
 def _evaluation_spec(losses, predictions, labels):
   """Accuracy and loss, exact for a smaller last batch."""
-  loss_per_example = tf.concat(losses, 0)
+  sizes = [tf.size(label) for label in labels]  # of towers; may differ
   labels = tf.concat(labels, 0)
+  mean_loss = tf.add_n([loss * tf.cast(size, tf.float32) for loss, size
+                        in zip(losses, sizes)]) / tf.cast(tf.size(labels),
+                                                          tf.float32)
   return estimator.EstimatorSpec(
       estimator.ModeKeys.EVAL,
       loss=tf.identity(cifar10_utils.loss_for_mean_over_batches(
-          loss_per_example), name='loss'),
+          mean_loss, tf.size(labels)), name='loss'),
       eval_metric_ops={
           'accuracy': tf.metrics.accuracy(labels, predictions['classes']),
           'examples': cifar10_utils.count_metric(labels)})

@@ -86,7 +86,8 @@ def test_learning_rate_without_boundaries_is_constant():
 def test_mean_over_batches_is_the_mean_over_examples(batch_size):
   losses = np.random.RandomState(0).uniform(0, 5, 20).astype(np.float32)
   batch = tf.placeholder(tf.float32, [None])
-  loss = cifar10_utils.loss_for_mean_over_batches(batch)
+  loss = cifar10_utils.loss_for_mean_over_batches(tf.reduce_mean(batch),
+                                                  tf.size(batch))
   with tf.Session() as session:
     session.run(tf.local_variables_initializer())
     means = [session.run(loss, {batch: losses[i:i + batch_size]})
