@@ -62,17 +62,19 @@ def runs_channels_first():
 
   TensorFlow's own CPU kernels want channels_last; oneDNN's take both, so the
   answer depends on the release and on TF_ENABLE_ONEDNN_OPTS. In 2.15 oneDNN's
-  pooling mixes the two up in a process that has used both, for which this asks.
+  pooling mixes the two up in a thread that has used both, for which this asks.
   """
+  one_thread = tf.ConfigProto(inter_op_parallelism_threads=1,
+                              use_per_session_threads=True)
   image = np.arange(32, dtype=np.float32).reshape([1, 4, 4, 2])
-  with tf.Graph().as_default(), tf.Session() as session:
+  with tf.Graph().as_default(), tf.Session(config=one_thread) as session:
     x = tf.placeholder(tf.float32, image.shape)
     last = tf.nn.avg_pool(x, [1, 2, 2, 1], [1, 2, 2, 1], 'SAME')
     first = tf.nn.avg_pool(tf.transpose(x, [0, 3, 1, 2]), [1, 1, 2, 2],
                            [1, 1, 2, 2], 'SAME', data_format='NCHW')
     try:
       expected = session.run(last, {x: image}).transpose(0, 3, 1, 2)
-      return (session.run(first, {x: image}) == expected).all()
+      return np.array_equal(session.run(first, {x: image}), expected)
     except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError):
       return False
 
