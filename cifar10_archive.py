@@ -25,7 +25,7 @@ from usage import UsageError
 # batch 31 MB in 40,000 pickle opcodes.
 MAX_UNPACKED_BYTES = 512 * 2**20
 MAX_MEMBERS = 100
-MAX_PICKLE_BYTES = 64 * 2**20
+MAX_PICKLE_BYTES = 40 * 2**20
 MAX_PICKLE_OPCODES = 10**6
 
 CHUNK_BYTES = 2**16
