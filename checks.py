@@ -26,6 +26,7 @@ RANGES = (
     ('virtual_devices', 0, 64),
     ('eval_every_secs', 0, None),
     ('save_checkpoints_steps', 1, None),
+    ('summary_steps', 1, None),
     ('keep_checkpoint_max', 0, None),
     ('weight_decay', 0, None),
     ('learning_rate', 0, None),

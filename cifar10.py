@@ -17,6 +17,9 @@ DEPTH = 3
 # Examples per subset of CIFAR-10 as generate_cifar10_tfrecords.py splits it.
 SUBSETS = {'train': 45000, 'validation': 5000, 'eval': 10000}
 
+CLASS_NAMES = ['airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog',
+               'horse', 'ship', 'truck']
+
 HOW_TO_MAKE_DATA = 'make it with: python generate_cifar10_tfrecords.py'
 
 
@@ -168,6 +171,22 @@ class Cifar10DataSet(object):
                        (self.data_dir, self.subset, HOW_TO_MAKE_DATA,
                         self.data_dir))
     return count
+
+
+def class_names(data_dir, num_classes):
+  """Names of the classes, one per logit.
+
+  They are the lines of `classes.txt` in the data directory if it is there, else
+  CIFAR-10's; classes beyond them are called 'class 10' and so on.
+  """
+  path = os.path.join(data_dir, 'classes.txt')
+  names = CLASS_NAMES
+  if tf.gfile.Exists(path):
+    with tf.gfile.GFile(path) as f:
+      names = f.read().split('\n')
+  names = [name.strip() for name in names if name.strip()]
+  return (names + ['class %d' % i for i in range(len(names), num_classes)])[
+      :num_classes]
 
 
 def random_crop_and_flip(image, margin, seed=None):

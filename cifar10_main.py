@@ -12,6 +12,7 @@ import checks
 import cifar10
 import cifar10_model
 import cifar10_utils
+import summaries
 import usage
 from model_fn import _tower_fn, get_model_fn  # noqa: F401 (2017 names)
 from tf_compat import estimator, tf, use_graph_mode
@@ -123,6 +124,15 @@ def build_parser():
       help='steps between checkpoints (default: one every 600 s)')
   add('--keep-checkpoint-max', type=int, default=5,
       help='checkpoints kept; 0 keeps all')
+  add('--summaries', choices=['none', 'scalars', 'full'], default='scalars',
+      help='for TensorBoard: scalars, and pictures at each evaluation; full '
+      'adds histograms, dead ReLUs and kernels')
+  add('--summary-steps', type=int, default=100,
+      help='steps between summaries')
+  add('--visualize-activations', action='store_true',
+      help='pictures of the intermediate outputs, one grid per layer')
+  add('--profile-steps', type=usage.step_range, metavar='A:B',
+      help='trace the steps from A to before B to timeline-STEP.json')
   add('--lr-boundaries-epochs', type=usage.comma_separated(float),
       default=[82, 123, 300], metavar='E,E,...',
       help='epochs at which the learning rate changes')
@@ -166,6 +176,8 @@ def main(job_dir, data_dir, num_gpus=None, variable_strategy='CPU',
     else:
       if checkpoint:  # the Estimator resumes from the one on record
         tf.train.update_checkpoint_state(flags.job_dir, checkpoint)
+      if flags.summaries != 'none':
+        summaries.write_flags(flags.job_dir, vars(flags), step)
       _train(classifier, flags)
   if flags.mode != 'train':
     _evaluate(classifier, flags)
@@ -186,7 +198,18 @@ def _run_config(flags):
   return cifar10_utils.RunConfig(
       model_dir=flags.job_dir, tf_random_seed=flags.seed,
       session_config=session_config,
+      save_summary_steps=(
+          0 if flags.summaries == 'none' else flags.summary_steps),
       keep_checkpoint_max=flags.keep_checkpoint_max, **saving)
+
+
+def _evaluation_hooks(classifier, flags, name=None):
+  """Pictures beside the other events of the evaluation `name`."""
+  if flags.summaries == 'none':
+    return []
+  return [summaries.EvaluationPicturesHook(
+      classifier.eval_dir(name),
+      cifar10.class_names(flags.data_dir, flags.num_classes))]
 
 
 def _input_fn(flags, subset, batch_size):
@@ -210,6 +233,7 @@ def _train(classifier, flags):
       # end, because a test set that is looked at all along tests nothing.
       estimator.EvalSpec(
           _input_fn(flags, 'validation', flags.eval_batch_size), steps=None,
+          hooks=_evaluation_hooks(classifier, flags),
           start_delay_secs=0, throttle_secs=flags.eval_every_secs))
 
 
@@ -217,6 +241,7 @@ def _evaluate(classifier, flags):
   """Evaluates the latest checkpoint on the test set; prints one line."""
   results = classifier.evaluate(
       _input_fn(flags, 'eval', flags.eval_batch_size), name='test',
+      hooks=_evaluation_hooks(classifier, flags, 'test'),
       checkpoint_path=cifar10_utils.latest_checkpoint(flags.job_dir))
   print('eval: accuracy=%.4f loss=%.4f global_step=%d examples=%d' %
         (results['accuracy'], results['loss'], results['global_step'],

@@ -14,6 +14,9 @@ LAYERS_PER_UNIT = {'v1': 2, 'v2': 2, 'bottleneck_v2': 3}
 UNIT_SCOPES = {'v1': 'residual_v1', 'v2': 'residual_v2',
                'bottleneck_v2': 'bottle_residual_v2'}
 
+# Collection of the intermediate outputs: first convolution, then each unit.
+ACTIVATIONS = 'activations'
+
 
 def units_per_stage(num_layers, block='v1'):
   """Returns n: 6n + 2 layers with two convolutions a unit, 9n + 2 with three.
@@ -86,6 +89,7 @@ class ResNetCifar10(model_base.ResNet):
     pre_activation = self.block != 'v1'
     if not pre_activation:
       x = self._relu(self._batch_norm(x))
+    tf.add_to_collection(ACTIVATIONS, x)
 
     for stage in range(3):
       with tf.name_scope('stage'):
@@ -105,8 +109,10 @@ class ResNetCifar10(model_base.ResNet):
     # normalised the input convolution yet (arXiv 1603.05027, appendix).
     x = unit(x, 3, in_filter, out_filter, self.strides[stage],
              activate_before_residual=stage == 0)
+    tf.add_to_collection(ACTIVATIONS, x)
     for _ in range(self.n - 1):
       x = unit(x, 3, out_filter, out_filter, 1)
+      tf.add_to_collection(ACTIVATIONS, x)
     return x
 
 

@@ -241,11 +241,13 @@ def count_metric(labels):
 class ExamplesPerSecondHook(tf.train.SessionRunHook):
   """Logs `Average examples/sec: A (C), step = S`: overall, current, steps."""
 
-  def __init__(self, batch_size, every_n_steps=100, every_n_secs=None):
+  def __init__(self, batch_size, every_n_steps=100, every_n_secs=None,
+               output_dir=None):
     """Logs every `every_n_steps` steps or every `every_n_secs` seconds.
 
     Args:
       batch_size: int, examples per step over all towers.
+      output_dir: str or None, where the current rate goes as a summary too.
 
     Raises:
       ValueError: unless exactly one of the two intervals is given.
@@ -258,6 +260,7 @@ class ExamplesPerSecondHook(tf.train.SessionRunHook):
     self._seconds = 0
     self._steps = 0
     self._batch_size = batch_size
+    self._output_dir = output_dir
 
   def begin(self):
     self._global_step = tf.train.get_or_create_global_step()
@@ -276,6 +279,12 @@ class ExamplesPerSecondHook(tf.train.SessionRunHook):
       tf.logging.info('Average examples/sec: %g (%g), step = %g',
                       self._batch_size * self._steps / self._seconds,
                       self._batch_size * steps / seconds, self._steps)
+      if self._output_dir:
+        summary = tf.Summary()
+        summary.value.add(tag='training/examples_per_second',
+                          simple_value=self._batch_size * steps / seconds)
+        tf.summary.FileWriterCache.get(self._output_dir).add_summary(
+            summary, step)
 
 
 class ProgressHook(tf.train.SessionRunHook):

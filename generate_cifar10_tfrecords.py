@@ -221,6 +221,17 @@ def _write_subsets(data_dir, subsets, num_shards, chunks):
   _print_table(paths, labels)
 
 
+def _write_class_names(data_dir, source):
+  """Leaves `classes.txt` for data whose classes are not CIFAR-10's."""
+  path = os.path.join(data_dir, 'classes.txt')
+  if source == 'digits':
+    with atomic_files.whole_files([path]) as (temporary,), \
+        open(temporary, 'w') as f:
+      f.write(''.join('digit %d\n' % i for i in range(10)))
+  else:
+    atomic_files.remove(path)
+
+
 def _print_table(paths, labels):
   """Prints file, examples, bytes, and examples per label."""
   names = [os.path.basename(path) for path in paths]
@@ -263,6 +274,7 @@ def main(data_dir, source='cifar10', num_shards=1, validation_size=None,
         validation_size = 5000 if source == 'cifar10' else training // 10
       subsets = _split(training, evaluation, validation_size, num_shards)
       _write_subsets(data_dir, subsets, num_shards, chunks)
+      _write_class_names(data_dir, source)
   except OSError as e:
     raise UsageError('--data-dir %s: %s' % (data_dir, e))
   except tf.errors.OpError as e:

@@ -5,6 +5,8 @@ their variable, batch norm statistics from tower 0.
 """
 import cifar10_model
 import cifar10_utils
+import summaries
+import visualize_weights
 from tf_compat import estimator, tf
 
 
@@ -32,8 +34,11 @@ def get_model_fn(num_gpus, variable_strategy, num_workers, virtual_devices=0):
       return _training_spec(losses, gradvars, update_ops, predictions, labels,
                             params, _consolidation_device(), num_workers)
     if mode == estimator.ModeKeys.EVAL:
-      return _evaluation_spec(losses, predictions, labels)
-    return estimator.EstimatorSpec(mode, predictions=predictions)
+      summaries.keep_for_pictures(tf.concat(features, 0), tf.concat(labels, 0),
+                                  predictions)
+      return _evaluation_spec(losses, predictions, labels, params)
+    return estimator.EstimatorSpec(mode, predictions={
+        name: predictions[name] for name in ('classes', 'probabilities')})
 
   def _consolidation_device():
     """Device of the updates: that of the first tower, or the CPU."""
@@ -88,7 +93,7 @@ def _tower_fn(is_training, weight_decay, feature, label, data_format,
     loss: float32 scalar, mean cross-entropy plus weight decay, or None without
       labels.
     gradvars: list of (gradient of the loss, variable); empty unless training.
-    predictions: dict of classes int64 [N], probabilities float32
+    predictions: dict of classes int64 [N], probabilities and logits float32
       [N, num_classes].
   """
   model = cifar10_model.ResNetCifar10(
@@ -98,6 +103,7 @@ def _tower_fn(is_training, weight_decay, feature, label, data_format,
   predictions = {
       'classes': tf.argmax(logits, axis=1),
       'probabilities': tf.nn.softmax(logits),
+      'logits': logits,
   }
   if label is None:
     return None, [], predictions
@@ -105,11 +111,16 @@ def _tower_fn(is_training, weight_decay, feature, label, data_format,
   model_params = tf.trainable_variables()
   loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(
       logits=logits, labels=label))
-  loss += weight_decay * tf.add_n([tf.nn.l2_loss(v) for v in model_params])
+  loss += _weight_decay_loss(weight_decay)
   if not is_training:
     return loss, [], predictions
   gradients = tf.gradients(loss, model_params)
   return loss, list(zip(gradients, model_params)), predictions
+
+
+def _weight_decay_loss(weight_decay):
+  return weight_decay * tf.add_n(
+      [tf.nn.l2_loss(v) for v in tf.trainable_variables()])
 
 
 def _training_spec(losses, gradvars, update_ops, predictions, labels, params,
@@ -129,19 +140,34 @@ def _training_spec(losses, gradvars, update_ops, predictions, labels, params,
                     tf.cast(tf.concat(labels, 0), tf.int64))
     accuracy = tf.reduce_mean(tf.cast(hits, tf.float32), name='accuracy')
 
-  tf.summary.scalar('learning_rate', learning_rate)
-  tf.summary.scalar('accuracy', accuracy)
+  if params.summaries != 'none':
+    summaries.add_scalars(loss, _weight_decay_loss(params.weight_decay),
+                          accuracy, learning_rate, gradvars)
   hooks = [
       tf.train.LoggingTensorHook(
           {'learning_rate': learning_rate, 'loss': loss}, every_n_iter=100),
-      cifar10_utils.ExamplesPerSecondHook(params.train_batch_size),
+      cifar10_utils.ExamplesPerSecondHook(
+          params.train_batch_size, output_dir=(
+              params.job_dir if params.summaries != 'none' else None)),
       cifar10_utils.ProgressHook(
           params.train_steps, params.train_batch_size,
           {'loss': loss, 'accuracy': accuracy, 'rate': learning_rate}),
   ]
+  if params.summaries == 'full':
+    size = tf.shape(labels[0])[0]
+    summaries.add_histograms(predictions['logits'][:size], labels[0], gradvars)
+    hooks.append(visualize_weights.KernelsHook(params.job_dir,
+                                               params.summary_steps))
+  if params.visualize_activations:
+    summaries.add_activation_pictures(params.data_format)
+  if params.profile_steps:
+    hooks.append(summaries.ProfileHook(*params.profile_steps,
+                                       output_dir=params.job_dir))
   return estimator.EstimatorSpec(
       estimator.ModeKeys.TRAIN, loss=loss, train_op=train_op,
-      training_hooks=hooks)
+      training_hooks=hooks,
+      # All summaries up to here, without the Estimator's own `loss_1`.
+      scaffold=tf.train.Scaffold(summary_op=tf.summary.merge_all()))
 
 
 def _average_gradients(tower_gradvars):
@@ -157,19 +183,23 @@ def _average_gradients(tower_gradvars):
   return averaged
 
 
-def _evaluation_spec(losses, predictions, labels):
+def _evaluation_spec(losses, predictions, labels, params):
   """Accuracy and loss, exact for a smaller last batch."""
   sizes = [tf.size(label) for label in labels]  # of towers; may differ
   labels = tf.concat(labels, 0)
   mean_loss = tf.add_n([loss * tf.cast(size, tf.float32) for loss, size
                         in zip(losses, sizes)]) / tf.cast(tf.size(labels),
                                                           tf.float32)
+  decay_loss = _weight_decay_loss(params.weight_decay)
   return estimator.EstimatorSpec(
       estimator.ModeKeys.EVAL,
       loss=tf.identity(cifar10_utils.loss_for_mean_over_batches(
           mean_loss, tf.size(labels)), name='loss'),
       eval_metric_ops={
           'accuracy': tf.metrics.accuracy(labels, predictions['classes']),
+          'loss/cross_entropy': tf.metrics.mean(mean_loss - decay_loss,
+                                                tf.size(labels)),
+          'loss/weight_decay': tf.metrics.mean(decay_loss),
           'examples': cifar10_utils.count_metric(labels)})
 
 

@@ -11,9 +11,10 @@ setup(
     python_requires='>=3.7, !=3.8.*, <3.14',
     py_modules=[
         'atomic_files', 'checks', 'cifar10', 'cifar10_archive', 'cifar10_main',
-        'cifar10_model', 'cifar10_utils',
-        'generate_cifar10_tfrecords', 'model_base', 'model_fn', 'tf_compat',
-        'usage',
+        'cifar10_model', 'cifar10_utils', 'custom_sigmoid',
+        'generate_cifar10_tfrecords', 'gradients', 'model_base', 'model_fn',
+        'pictures', 'sigmoid', 'summaries', 'tf_compat', 'usage',
+        'visualize_weights',
     ],
     install_requires=[
         # 1.15 is for Python 3.7, and its protocol buffers end at 3.20.
@@ -22,12 +23,13 @@ setup(
         # 2.20 fails with the protobuf 7 that pip gives it.
         'tensorflow >=2.15, <2.22, !=2.20.*' + NEW_PYTHON,
         'tensorflow-estimator ==2.15.0' + NEW_PYTHON,
+        'tensorboard',
         'numpy',
         'six',
         'tqdm >=4.60',  # tqdm.contrib.logging
     ],
     extras_require={
-        'demo': ['scikit-learn', 'tensorboard'],
+        'demo': ['scikit-learn'],
         'test': ['pytest >=7', 'scikit-learn'],
         'dev': ['nox', 'ruff'],
         'gpu': ['tensorflow[and-cuda] >=2.15, <2.22, !=2.20.*' + NEW_PYTHON],

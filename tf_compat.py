@@ -122,6 +122,14 @@ tf = tensorflow.compat.v1
 logging.getLogger('tensorflow').addFilter(_is_not_estimator_notice)
 estimator = tf.estimator if _VERSION < (2, 16) else _load_released_estimator()
 
+
+def chrome_trace(run_metadata):
+  """JSON for chrome://tracing of a step that ran with FULL_TRACE."""
+  from tensorflow.python.client import timeline
+  return timeline.Timeline(
+      run_metadata.step_stats).generate_chrome_trace_format()
+
+
 # Iterates over the records (bytes) of a TFRecord file. Deprecated in favour of
 # eager execution, which this project does not use: called without its notice.
 read_records = tf.io.tf_record_iterator.__wrapped__

@@ -35,6 +35,17 @@ def boolean(text):
   return values[text.lower()]
 
 
+def step_range(text):
+  """argparse type: 'A:B' to (A, B), the steps from A to before B."""
+  try:
+    first, last = [int(part) for part in text.split(':')]
+  except ValueError:
+    first = last = 0
+  if not 0 <= first < last:
+    raise argparse.ArgumentTypeError('%r is not A:B with 0 <= A < B' % text)
+  return first, last
+
+
 def comma_separated(number):
   """argparse type: 'a,b,c' to a list of `number`s, '' to an empty list."""
   def parse(text):

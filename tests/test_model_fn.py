@@ -18,7 +18,9 @@ def params(**changes):
       'data_format': 'channels_last', 'batch_norm_decay': 0.997,
       'batch_norm_epsilon': 1e-5, 'weight_decay': 2e-4, 'momentum': 0.9,
       'learning_rate': 0.05, 'lr_boundaries_epochs': [], 'lr_factors': [1],
-      'train_batch_size': 8, 'train_steps': 3, 'num_examples': 8}
+      'summaries': 'none', 'visualize_activations': False,
+      'profile_steps': None, 'train_batch_size': 8, 'train_steps': 3,
+      'num_examples': 8}
   values.update(changes)
   return argparse.Namespace(**values)
 

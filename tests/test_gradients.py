@@ -1,0 +1,42 @@
+"""gradients: one by one, and their sum."""
+import numpy as np
+import pytest
+
+import gradients
+import model_base
+from tf_compat import tf
+
+
+@pytest.mark.parametrize('vectorized', [False, True])
+def test_squared_error_by_hand(vectorized):
+  # loss_i = (w x_i)^2, gradient 2 w x_i^2
+  x = tf.placeholder(tf.float32, [None])
+  w = tf.get_variable('w', [], initializer=tf.constant_initializer(3.))
+  each, = gradients.per_example_gradients(tf.square(w * x), [w], vectorized)
+  with tf.Session() as session:
+    session.run(tf.global_variables_initializer())
+    np.testing.assert_allclose(session.run(each, {x: [1., 2., -1.]}),
+                               [6., 24., 6.])
+
+
+@pytest.mark.parametrize('vectorized', [False, True])
+def test_sum_is_the_gradient_of_the_batch(vectorized):
+  images = np.random.RandomState(0).normal(size=(4, 8, 8, 3)).astype('f')
+  net = model_base.ResNet(False, 'channels_last', 0.9, 1e-5)
+  x = net._relu(net._batch_norm(net._conv(tf.constant(images), 3, 4, 2)))
+  logits = net._fully_connected(net._global_avg_pool(x), 5)
+  loss = tf.nn.sparse_softmax_cross_entropy_with_logits(
+      logits=logits, labels=[0, 1, 2, 3])
+  variables = tf.trainable_variables()
+  each = gradients.per_example_gradients(loss, variables, vectorized)
+  norms = gradients.per_example_gradient_norms(loss, variables)
+  with tf.Session() as session:
+    session.run(tf.global_variables_initializer())
+    each, batch, norms = session.run(
+        [each, tf.gradients(loss, variables), norms])
+  for e, b in zip(each, batch):
+    assert e.shape == (4,) + b.shape
+    np.testing.assert_allclose(e.sum(0), b, atol=1e-5)
+  np.testing.assert_allclose(
+      norms, np.sqrt(sum((e.reshape(4, -1)**2).sum(1) for e in each)),
+      rtol=1e-4)
