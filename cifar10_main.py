@@ -39,7 +39,7 @@ def input_fn(data_dir, subset, num_shards, batch_size,
     Two lists of `num_shards` tensors: images float32 [N, 32, 32, 3] in
     [0, 255], labels int32 [N]. N is batch_size // num_shards in training.
   """
-  with tf.device('/cpu:0'):
+  with tf.device('/cpu:0'), tf.name_scope('input'):
     dataset = cifar10.Cifar10DataSet(
         data_dir, subset, subset == 'train' and use_distortion_for_training,
         seed)

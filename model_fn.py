@@ -141,8 +141,9 @@ def _training_spec(losses, gradvars, update_ops, predictions, labels, params,
     accuracy = tf.reduce_mean(tf.cast(hits, tf.float32), name='accuracy')
 
   if params.summaries != 'none':
-    summaries.add_scalars(loss, _weight_decay_loss(params.weight_decay),
-                          accuracy, learning_rate, gradvars)
+    with tf.name_scope('weight_decay'):
+      decay_loss = _weight_decay_loss(params.weight_decay)
+    summaries.add_scalars(loss, decay_loss, accuracy, learning_rate, gradvars)
   hooks = [
       tf.train.LoggingTensorHook(
           {'learning_rate': learning_rate, 'loss': loss}, every_n_iter=100),

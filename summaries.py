@@ -35,8 +35,9 @@ def add_scalars(loss, weight_decay_loss, accuracy, learning_rate, gradvars):
   tf.add_to_collection(tf.GraphKeys.SUMMARIES, tf.raw_ops.ScalarSummary(
       tags='accuracy', values=accuracy))
   tf.summary.scalar('training/learning_rate', learning_rate)
-  tf.summary.scalar('training/gradient_norm',
-                    tf.global_norm([g for g, _ in gradvars]))
+  with tf.name_scope('gradient_norm'):
+    norm = tf.global_norm([g for g, _ in gradvars])
+  tf.summary.scalar('training/gradient_norm', norm)
 
 
 def add_histograms(logits, labels, gradvars):
@@ -56,23 +57,26 @@ def add_histograms(logits, labels, gradvars):
     tf.summary.histogram('activations/' + layer, x)
   for op in tf.get_default_graph().get_operations():
     if op.type == 'Relu' and op.name.startswith(TOWER_0):
-      tf.summary.scalar('dead_relu/' + op.name[len(TOWER_0):],
-                        tf.nn.zero_fraction(op.outputs[0]))
-  cross_entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(
-      logits=logits[:GRADIENT_EXAMPLES], labels=labels[:GRADIENT_EXAMPLES])
-  tf.summary.histogram(
-      'gradients/norm_per_example', gradients.per_example_gradient_norms(
-          cross_entropy, [v for _, v in gradvars]))
+      with tf.name_scope('zero_fraction'):
+        share = tf.nn.zero_fraction(op.outputs[0])
+      tf.summary.scalar('dead_relu/' + op.name[len(TOWER_0):], share)
+  with tf.name_scope('norm_per_example'):
+    cross_entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(
+        logits=logits[:GRADIENT_EXAMPLES], labels=labels[:GRADIENT_EXAMPLES])
+    norms = gradients.per_example_gradient_norms(
+        cross_entropy, [v for _, v in gradvars])
+  tf.summary.histogram('gradients/norm_per_example', norms)
 
 
 def add_activation_pictures(data_format):
   """Adds one grid per layer: the maps of the first picture of the batch."""
   for layer, x in _activations():
-    if data_format == 'channels_first':
-      x = tf.transpose(x, [0, 2, 3, 1])
-    maps = x[0][:, :, tf.newaxis]  # [H, W, 1, C]: C grey pictures
-    tf.summary.image('outputs/' + layer,
-                     visualize_weights.put_kernels_on_grid(maps), max_outputs=1)
+    with tf.name_scope('maps'):
+      if data_format == 'channels_first':
+        x = tf.transpose(x, [0, 2, 3, 1])
+      maps = x[0][:, :, tf.newaxis]  # [H, W, 1, C]: C grey pictures
+      grid = visualize_weights.put_kernels_on_grid(maps)
+    tf.summary.image('outputs/' + layer, grid, max_outputs=1)
 
 
 def _activations():

@@ -70,9 +70,10 @@ class KernelsHook(tf.train.SummarySaverHook):
 
   def __init__(self, output_dir, save_steps):
     """Every `save_steps` steps, to the events of `output_dir`."""
-    summary = tf.summary.image('kernels/conv2d',
-                               put_kernels_on_grid(first_kernel()),
-                               max_outputs=1, collections=[])
+    with tf.name_scope('kernels_on_grid'):
+      grid = put_kernels_on_grid(first_kernel())
+    summary = tf.summary.image('kernels/conv2d', grid, max_outputs=1,
+                               collections=[])
     super(KernelsHook, self).__init__(
         save_steps=save_steps, output_dir=output_dir, summary_op=summary)
 
