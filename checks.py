@@ -28,17 +28,20 @@ RANGES = (
     ('save_checkpoints_steps', 1, None),
     ('summary_steps', 1, None),
     ('keep_checkpoint_max', 0, None),
+    ('start_timeout_secs', 0, None),
+    ('max_restarts', 0, None),
     ('weight_decay', 0, None),
     ('learning_rate', 0, None),
     ('seed', 0, 2**31 - 1),
 )
 
 
-def resolve_flags(flags):
+def resolve_flags(flags, num_workers=1):
   """Checks the flags and fills in the defaults that depend on others.
 
   Args:
     flags: Namespace of all flags of cifar10_main.py; changed in place.
+    num_workers: int, processes of the cluster that train.
   """
   for name, lowest, highest in RANGES:
     _check_range(name, getattr(flags, name), lowest, highest)
@@ -52,8 +55,8 @@ def resolve_flags(flags):
   except ValueError as e:
     raise UsageError('--num-layers %s: %s' % (flags.num_layers, e))
   _check_schedule(flags.lr_boundaries_epochs, flags.lr_factors)
-  _require(not flags.sync, 'sync', 'on one host',
-           'a cluster with more than one worker; leave it out')
+  _require(not flags.sync or num_workers > 1, 'sync', 'with one worker',
+           'a cluster with more of them; leave it out')
   _resolve_devices(flags)
   if flags.learning_rate is None:
     flags.learning_rate = DEFAULT_LEARNING_RATE[flags.block]
@@ -115,8 +118,12 @@ def _resolve_devices(flags):
              'right channels_first kernels on the CPU')
 
 
-def count_checked_examples(flags):
+def count_checked_examples(flags, task=None):
   """Reads the subsets that the mode needs, every record once.
+
+  Args:
+    flags: resolved flags.
+    task: Task of this process in a cluster, or None.
 
   Returns:
     Ordered dict of subset to number of examples.
@@ -127,6 +134,9 @@ def count_checked_examples(flags):
                      (flags.data_dir, flags.data_dir))
   subsets = {'evaluate': ['eval'], 'train': ['train']}.get(
       flags.mode, ['train', 'validation', 'eval'])
+  if task:
+    subsets = {'chief': [s for s in subsets if s != 'validation'],
+               'worker': ['train'], 'evaluator': ['validation']}[task.type]
   examples = collections.OrderedDict()
   for subset in subsets:
     examples[subset] = Cifar10DataSet(flags.data_dir, subset).check_records(

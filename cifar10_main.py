@@ -7,24 +7,25 @@ per device, variables shared, gradients averaged.
 """
 import argparse
 import functools
+import sys
 
 import checks
 import cifar10
 import cifar10_model
 import cifar10_utils
-import summaries
+import cluster
+import local_cluster
+import training
 import usage
 from model_fn import _tower_fn, get_model_fn  # noqa: F401 (2017 names)
 from tf_compat import estimator, tf, use_graph_mode
-
-MODES = ('train_and_evaluate', 'train', 'evaluate')
-
 
 # ---- input -------------------------------------------------------------------
 
 
 def input_fn(data_dir, subset, num_shards, batch_size,
-             use_distortion_for_training=True, seed=None):
+             use_distortion_for_training=True, seed=None, num_workers=1,
+             worker_index=0):
   """Reads a batch and splits it over the towers.
 
   Args:
@@ -34,6 +35,8 @@ def input_fn(data_dir, subset, num_shards, batch_size,
     batch_size: int, examples over all towers.
     use_distortion_for_training: bool.
     seed: int or None.
+    num_workers: int, workers of the cluster, each reading its own share.
+    worker_index: int in [0, num_workers).
 
   Returns:
     Two lists of `num_shards` tensors: images float32 [N, 32, 32, 3] in
@@ -42,7 +45,7 @@ def input_fn(data_dir, subset, num_shards, batch_size,
   with tf.device('/cpu:0'), tf.name_scope('input'):
     dataset = cifar10.Cifar10DataSet(
         data_dir, subset, subset == 'train' and use_distortion_for_training,
-        seed)
+        seed, num_workers, worker_index)
     if subset != 'train' and num_shards > 1:
       batch_size = cifar10_utils.batch_size_without_empty_towers(
           batch_size, dataset.count_examples(), num_shards)
@@ -64,12 +67,8 @@ def build_parser():
   parser = usage.ArgumentParser(
       description=__doc__.splitlines()[0],
       formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+  training.add_flags(parser)
   add = parser.add_argument
-  add('--data-dir', required=True,
-      help='folder of the TFRecord files that generate_cifar10_tfrecords.py '
-      'writes')
-  add('--job-dir', required=True,
-      help='folder of checkpoints and TensorBoard events')
   add('--variable-strategy', choices=['CPU', 'GPU'], default='CPU',
       help='where variables live and are updated')
   add('--num-gpus', type=int,
@@ -77,68 +76,39 @@ def build_parser():
       'is visible, else 0)')
   add('--num-layers', type=int, default=44,
       help='6n + 2; 9n + 2 with --block bottleneck_v2')
-  add('--train-steps', type=int, default=80000,
-      help='global step at which training ends')
-  add('--train-batch-size', type=int, default=128,
-      help='examples per step, over all towers')
-  add('--eval-batch-size', type=int, default=100,
-      help='examples per evaluation step, over all towers')
-  add('--momentum', type=float, default=0.9, help='in [0, 1)')
-  add('--weight-decay', type=float, default=2e-4,
-      help='factor of the L2 loss of every trainable variable')
-  add('--learning-rate', type=float,
-      help='rate before the first boundary (default: 0.1; 0.05 for the '
-      'pre-activation blocks, which diverge at 0.1)')
   add('--use-distortion-for-training', type=usage.boolean, default=True,
       nargs='?', const=True, metavar='True|False',
       help='crop and mirror training pictures at random')
   add('--sync', action='store_true',
       help='synchronous updates over all workers of a cluster')
-  add('--num-intra-threads', type=int, default=0,
-      help='threads inside an op; 0 is one per core')
-  add('--num-inter-threads', type=int, default=0,
-      help='ops run at once; 0 is one per core')
   add('--data-format', choices=['channels_first', 'channels_last'],
       help='layout inside the network (default: channels_first on GPU, '
       'channels_last on CPU)')
-  add('--log-device-placement', action='store_true',
-      help='log the device of every op')
   add('--batch-norm-decay', type=float, default=0.997, help='in [0, 1)')
   add('--batch-norm-epsilon', type=float, default=1e-5, help='above 0')
 
-  add = parser.add_argument_group('since 2017').add_argument
-  add('--mode', choices=MODES, default=MODES[0],
-      help='train_and_evaluate: on validation while it trains, on eval at the '
-      'end')
+  group = parser.add_argument_group('since 2017')
+  training.add_new_flags(group)
+  add = group.add_argument
   add('--block', choices=sorted(cifar10_model.LAYERS_PER_UNIT), default='v1',
       help='residual unit')
-  add('--num-classes', type=int, default=10 + 1,
-      help='logits; labels must be below')
   add('--virtual-devices', type=int, default=0, metavar='N',
       help='N towers on virtual CPU devices, to try several without GPUs')
-  add('--seed', type=int,
-      help='of every random choice; with it CPU runs repeat')
-  add('--eval-every-secs', type=int, default=600,
-      help='seconds between evaluations, at least; each needs a new checkpoint')
-  add('--save-checkpoints-steps', type=int,
-      help='steps between checkpoints (default: one every 600 s)')
-  add('--keep-checkpoint-max', type=int, default=5,
-      help='checkpoints kept; 0 keeps all')
-  add('--summaries', choices=['none', 'scalars', 'full'], default='scalars',
-      help='for TensorBoard: scalars, and pictures at each evaluation; full '
-      'adds histograms, dead ReLUs and kernels')
-  add('--summary-steps', type=int, default=100,
-      help='steps between summaries')
   add('--visualize-activations', action='store_true',
       help='pictures of the intermediate outputs, one grid per layer')
-  add('--profile-steps', type=usage.step_range, metavar='A:B',
-      help='trace the steps from A to before B to timeline-STEP.json')
-  add('--lr-boundaries-epochs', type=usage.comma_separated(float),
-      default=[82, 123, 300], metavar='E,E,...',
-      help='epochs at which the learning rate changes')
-  add('--lr-factors', type=usage.comma_separated(float),
-      default=[1, 0.1, 0.01, 0.002], metavar='F,F,...',
-      help='of --learning-rate, before and after each boundary')
+
+  add = parser.add_argument_group('cluster (see TF_CONFIG)').add_argument
+  add('--num-workers', type=int,
+      help='processes that train, the chief among them; TF_CONFIG says it, '
+      'this checks it')
+  add('--start-timeout-secs', type=int, default=0,
+      help='end with status 1 if a peer is missing for so long at the start; '
+      '0 waits for ever')
+  add('--local-cluster', type=local_cluster.task_counts, default={},
+      metavar='worker=W,ps=P[,evaluator=1]',
+      help='start a chief and these on this machine, for trying it out')
+  add('--max-restarts', type=int, default=3,
+      help='of processes of --local-cluster that die')
   return parser
 
 
@@ -149,6 +119,7 @@ def main(job_dir, data_dir, num_gpus=None, variable_strategy='CPU',
 
   Raises:
     UsageError: for input that a user can mend, before anything is written.
+    SystemExit: with the status of a cluster or after a signal.
   """
   flags = build_parser().parse_args(
       ['--job-dir', job_dir, '--data-dir', data_dir])
@@ -157,95 +128,47 @@ def main(job_dir, data_dir, num_gpus=None, variable_strategy='CPU',
       use_distortion_for_training=use_distortion_for_training,
       log_device_placement=log_device_placement,
       num_intra_threads=num_intra_threads)
-  checks.resolve_flags(flags)
-  examples = checks.count_checked_examples(flags)
+  if flags.local_cluster:
+    checks.resolve_flags(flags, 1 + flags.local_cluster.get('worker', 0))
+    checks.count_checked_examples(flags)
+    sys.exit(local_cluster.run(flags.local_cluster, flags.max_restarts))
+  task = cluster.read_task(flags) if flags.mode != 'evaluate' else None
+  checks.resolve_flags(flags, task.num_workers if task else 1)
+  if task and task.type == 'ps':
+    cluster.serve_parameters(task, flags)
+    return
+  examples = checks.count_checked_examples(flags, task)
   flags.num_examples = examples.get('train')
   checkpoint = checks.find_matching_checkpoint(flags)
-  checks.make_job_dir(flags.job_dir)
-  cifar10_utils.log_configuration(flags, examples)
-
-  classifier = estimator.Estimator(
-      get_model_fn(flags.num_gpus, flags.variable_strategy, 1,
-                   flags.virtual_devices),
-      config=_run_config(flags), params=flags)
-  step = cifar10_utils.checkpoint_step(checkpoint) if checkpoint else 0
-  if flags.mode != 'evaluate':
-    if step >= flags.train_steps:
-      tf.logging.info('Nothing left to train: %s is at step %d, --train-steps '
-                      'is %d', checkpoint, step, flags.train_steps)
-    else:
-      if checkpoint:  # the Estimator resumes from the one on record
-        tf.train.update_checkpoint_state(flags.job_dir, checkpoint)
-      if flags.summaries != 'none':
-        summaries.write_flags(flags.job_dir, vars(flags), step)
-      _train(classifier, flags)
-  if flags.mode != 'train':
-    _evaluate(classifier, flags)
+  if not task or task.is_chief:
+    checks.make_job_dir(flags.job_dir)
+  cifar10_utils.log_configuration(flags, examples, task)
+  training.run(functools.partial(_classifier, flags), _inputs(flags, task),
+               flags, checkpoint, task)
 
 
-def _run_config(flags):
-  """RunConfig and session configuration for the flags."""
-  session_config = tf.ConfigProto(
-      allow_soft_placement=True,
-      log_device_placement=flags.log_device_placement,
-      intra_op_parallelism_threads=flags.num_intra_threads,
-      inter_op_parallelism_threads=flags.num_inter_threads,
-      gpu_options=tf.GPUOptions(force_gpu_compatible=True))
-  if flags.virtual_devices:
-    session_config.device_count['CPU'] = flags.virtual_devices
-  saving = ({'save_checkpoints_steps': flags.save_checkpoints_steps}
-            if flags.save_checkpoints_steps else {})
-  return cifar10_utils.RunConfig(
-      model_dir=flags.job_dir, tf_random_seed=flags.seed,
-      session_config=session_config,
-      save_summary_steps=(
-          0 if flags.summaries == 'none' else flags.summary_steps),
-      keep_checkpoint_max=flags.keep_checkpoint_max, **saving)
+def _classifier(flags, task):
+  """The Estimator of a task of a cluster, or of a process on its own."""
+  config = training.session_config(flags, flags.virtual_devices)
+  return estimator.Estimator(
+      get_model_fn(flags.num_gpus, flags.variable_strategy,
+                   task.num_workers if task else 1, flags.virtual_devices),
+      config=training.run_config(flags, config, task), params=flags)
 
 
-def _evaluation_hooks(classifier, flags, name=None):
-  """Pictures beside the other events of the evaluation `name`."""
-  if flags.summaries == 'none':
-    return []
-  return [summaries.EvaluationPicturesHook(
-      classifier.eval_dir(name),
-      cifar10.class_names(flags.data_dir, flags.num_classes))]
+def _inputs(flags, task):
+  """Dict of subset to input_fn without arguments, as the Estimator wants it."""
+  shard = (task.num_workers, task.worker_index) if task else ()
+  towers = flags.virtual_devices or flags.num_gpus
 
+  def reader(subset, batch_size, *shard):
+    return functools.partial(
+        input_fn, flags.data_dir, subset, towers, batch_size,
+        flags.use_distortion_for_training, flags.seed, *shard)
 
-def _input_fn(flags, subset, batch_size):
-  """input_fn without arguments, as the Estimator wants it."""
-  return functools.partial(
-      input_fn, flags.data_dir, subset,
-      flags.virtual_devices or flags.num_gpus, batch_size,
-      flags.use_distortion_for_training, flags.seed)
-
-
-def _train(classifier, flags):
-  """Trains up to --train-steps, evaluating on validation if asked to."""
-  train = _input_fn(flags, 'train', flags.train_batch_size)
-  if flags.mode == 'train':
-    classifier.train(train, max_steps=flags.train_steps)
-    return
-  estimator.train_and_evaluate(
-      classifier,
-      estimator.TrainSpec(train, max_steps=flags.train_steps),
-      # Differs from 2017: validation pictures here, the test set once at the
-      # end, because a test set that is looked at all along tests nothing.
-      estimator.EvalSpec(
-          _input_fn(flags, 'validation', flags.eval_batch_size), steps=None,
-          hooks=_evaluation_hooks(classifier, flags),
-          start_delay_secs=0, throttle_secs=flags.eval_every_secs))
-
-
-def _evaluate(classifier, flags):
-  """Evaluates the latest checkpoint on the test set; prints one line."""
-  results = classifier.evaluate(
-      _input_fn(flags, 'eval', flags.eval_batch_size), name='test',
-      hooks=_evaluation_hooks(classifier, flags, 'test'),
-      checkpoint_path=cifar10_utils.latest_checkpoint(flags.job_dir))
-  print('eval: accuracy=%.4f loss=%.4f global_step=%d examples=%d' %
-        (results['accuracy'], results['loss'], results['global_step'],
-         results['examples']))
+  return {'train': reader('train', flags.train_batch_size, *shard),
+          'validation': reader('validation', flags.eval_batch_size),
+          'eval': reader('eval', flags.eval_batch_size)}
 
 
 if __name__ == '__main__':

@@ -1,4 +1,5 @@
 """Run configuration, device placement, hooks and checkpoint checks."""
+import collections
 import logging
 import os
 
@@ -10,12 +11,13 @@ from tf_compat import estimator, tf
 from usage import UsageError
 
 
-def log_configuration(flags, examples):
+def log_configuration(flags, examples, task=None):
   """Logs what the flags came to, before training starts.
 
   Args:
     flags: resolved flags.
     examples: dict of subset to number of examples.
+    task: Task of this process in a cluster, or None.
   """
   log = tf.logging.info
   devices = tower_devices(flags.num_gpus, flags.virtual_devices)
@@ -24,13 +26,16 @@ def log_configuration(flags, examples):
   log('Network: %d layers, block %s, %d logits', flags.num_layers, flags.block,
       flags.num_classes)
   log('Examples: %s', ', '.join('%s %d' % item for item in examples.items()))
-  if flags.mode == 'evaluate':
+  if task:
+    log('This is %s of %d that train %ssynchronously', task.name,
+        task.num_workers, '' if flags.sync else 'a')
+  if not flags.num_examples:  # nothing is trained here
     return
-  boundaries = learning_rate_steps(
-      flags.num_examples, flags.train_batch_size, flags.lr_boundaries_epochs)
+  step_size = examples_per_step(flags, task.num_workers if task else 1)
+  boundaries = learning_rate_steps(flags.num_examples, step_size,
+                                   flags.lr_boundaries_epochs)
   log('%d steps of %d examples, %d steps per epoch', flags.train_steps,
-      flags.train_batch_size,
-      max(1, flags.num_examples // flags.train_batch_size))
+      step_size, max(1, flags.num_examples // step_size))
   for start, epoch, factor in zip(
       [0] + boundaries, [0] + flags.lr_boundaries_epochs, flags.lr_factors):
     log('Learning rate %g from step %d (epoch %g)',
@@ -157,7 +162,29 @@ def byte_size_load_fn(op):
   return shape.num_elements() * tf.as_dtype(op.get_attr('dtype')).size
 
 
+def log_variables_per_device():
+  """Logs how many variables and bytes each device of the graph holds."""
+  held = collections.OrderedDict()
+  for variable in tf.global_variables():
+    count, size = held.get(variable.device, (0, 0))
+    held[variable.device] = (count + 1, size + variable.dtype.size *
+                             variable.shape.num_elements())
+  rows = ['%-32s %9s %12s' % ('device', 'variables', 'bytes')] + [
+      '%-32s %9d %12d' % ((device or 'any',) + held[device])
+      for device in sorted(held)]
+  tf.logging.info('Variables per device:\n%s', '\n'.join(rows))
+
+
 # ---- learning rate -----------------------------------------------------------
+
+
+def examples_per_step(flags, num_workers):
+  """Examples that one global step consumes.
+
+  Differs from 2017, which multiplied by the workers always: the global step
+  counts every worker's step, unless they step together.
+  """
+  return flags.train_batch_size * (num_workers if flags.sync else 1)
 
 
 def learning_rate_steps(num_examples, examples_per_step, boundaries_epochs):
@@ -302,11 +329,14 @@ class ProgressHook(tf.train.SessionRunHook):
     self._train_steps = train_steps
     self._batch_size = batch_size
     self._tensors = tensors
+    self._bar = None
 
   def begin(self):
     self._step = tf.train.get_global_step()
 
   def after_create_session(self, session, coord):
+    if self._bar:  # a new session after a lost one
+      return
     step = session.run(self._step)
     # disable=None: tqdm's word for "unless this is a terminal".
     self._bar = tqdm(total=self._train_steps, initial=int(step), unit='step',

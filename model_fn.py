@@ -5,6 +5,8 @@ their variable, batch norm statistics from tower 0.
 """
 import cifar10_model
 import cifar10_utils
+import cluster
+import stop_signals
 import summaries
 import visualize_weights
 from tf_compat import estimator, tf
@@ -21,7 +23,7 @@ def get_model_fn(num_gpus, variable_strategy, num_workers, virtual_devices=0):
   """
   devices = cifar10_utils.tower_devices(num_gpus, virtual_devices)
 
-  def _resnet_model_fn(features, labels, mode, params):
+  def _resnet_model_fn(features, labels, mode, params, config=None):
     """Builds towers for lists of image and label tensors, one per tower."""
     is_training = mode == estimator.ModeKeys.TRAIN
     labels = labels or [None] * len(features)
@@ -32,7 +34,8 @@ def get_model_fn(num_gpus, variable_strategy, num_workers, virtual_devices=0):
                    for name in tower_predictions[0]}
     if is_training:
       return _training_spec(losses, gradvars, update_ops, predictions, labels,
-                            params, _consolidation_device(), num_workers)
+                            params, _consolidation_device(), num_workers,
+                            is_chief=config is None or config.is_chief)
     if mode == estimator.ModeKeys.EVAL:
       summaries.keep_for_pictures(tf.concat(features, 0), tf.concat(labels, 0),
                                   predictions)
@@ -124,7 +127,7 @@ def _weight_decay_loss(weight_decay):
 
 
 def _training_spec(losses, gradvars, update_ops, predictions, labels, params,
-                   device, num_workers):
+                   device, num_workers, is_chief):
   """Averages the towers' gradients and applies them on `device`."""
   gradvars = _average_gradients(gradvars)
   with tf.device(device):
@@ -132,6 +135,9 @@ def _training_spec(losses, gradvars, update_ops, predictions, labels, params,
         tf.train.get_global_step(), params.learning_rate,
         _boundaries(params, num_workers), params.lr_factors)
     optimizer = tf.train.MomentumOptimizer(learning_rate, params.momentum)
+    if params.sync:
+      optimizer = tf.train.SyncReplicasOptimizer(
+          optimizer, replicas_to_aggregate=num_workers)
     apply_gradients = optimizer.apply_gradients(
         gradvars, global_step=tf.train.get_global_step())
     train_op = tf.group(apply_gradients, *update_ops)
@@ -153,7 +159,12 @@ def _training_spec(losses, gradvars, update_ops, predictions, labels, params,
       cifar10_utils.ProgressHook(
           params.train_steps, params.train_batch_size,
           {'loss': loss, 'accuracy': accuracy, 'rate': learning_rate}),
+      stop_signals.StopHook(),
   ]
+  if params.sync:
+    hooks.append(cluster.SyncHook(optimizer, is_chief))
+  if params.log_device_placement:
+    cifar10_utils.log_variables_per_device()
   if params.summaries == 'full':
     size = tf.shape(labels[0])[0]
     summaries.add_histograms(predictions['logits'][:size], labels[0], gradvars)
@@ -207,5 +218,6 @@ def _evaluation_spec(losses, predictions, labels, params):
 def _boundaries(params, num_workers):
   """Steps at which the learning rate changes."""
   return cifar10_utils.learning_rate_steps(
-      params.num_examples, params.train_batch_size * num_workers,
+      params.num_examples,
+      cifar10_utils.examples_per_step(params, num_workers),
       params.lr_boundaries_epochs)

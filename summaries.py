@@ -9,6 +9,7 @@ import os
 import numpy as np
 
 import cifar10_model
+import cifar10_utils
 import gradients
 import pictures
 import visualize_weights
@@ -91,14 +92,15 @@ def _activations():
 # ---- the run -----------------------------------------------------------------
 
 
-def write_flags(job_dir, flags, step):
+def write_flags(job_dir, flags, checkpoint):
   """Writes the flags to the HParams tab and as a table of text.
 
   Args:
     job_dir: str, where the events go.
     flags: dict of flag to value.
-    step: int, global step.
+    checkpoint: str or None, prefix of the one that training starts from.
   """
+  step = cifar10_utils.checkpoint_step(checkpoint) if checkpoint else 0
   table = ['| flag | value |', '|---|---|'] + [
       '| --%s | %s |' % (name.replace('_', '-'), value)
       for name, value in sorted(flags.items())]

@@ -7,6 +7,7 @@ Estimator: TensorFlow's own up to 2.15; from 2.16, which removed it, the last
 released `tensorflow-estimator` with what it misses put back. This is the only
 file that asks which TensorFlow is installed.
 """
+import functools
 import importlib
 import importlib.util
 import logging
@@ -115,6 +116,14 @@ def use_graph_mode():
   """
   tf.disable_eager_execution()
   tf.enable_resource_variables()
+
+
+def set_recovery_wait_secs(secs):
+  """Sets how often a worker looks whether the chief has initialised or
+  restored the variables: every 30 s in TensorFlow, which has no setting."""
+  manager = tf.train.SessionManager
+  manager.__init__ = functools.partialmethod(manager.__init__,
+                                             recovery_wait_secs=secs)
 
 
 _VERSION = check_version(tensorflow.__version__)

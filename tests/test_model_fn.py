@@ -1,5 +1,4 @@
 """model_fn: towers, gradients and updates, against golden numbers."""
-import argparse
 import json
 import os
 
@@ -7,22 +6,19 @@ import numpy as np
 import pytest
 from conftest import GOLDEN
 
+import cifar10_main
 import model_fn
 from tf_compat import estimator, tf
 
 
 def params(**changes):
   """Flags of the golden recording: constant rate 0.05, momentum 0.9."""
-  values = {
-      'num_layers': 8, 'block': 'v1', 'num_classes': 11,
-      'data_format': 'channels_last', 'batch_norm_decay': 0.997,
-      'batch_norm_epsilon': 1e-5, 'weight_decay': 2e-4, 'momentum': 0.9,
-      'learning_rate': 0.05, 'lr_boundaries_epochs': [], 'lr_factors': [1],
-      'summaries': 'none', 'visualize_activations': False,
-      'profile_steps': None, 'train_batch_size': 8, 'train_steps': 3,
-      'num_examples': 8}
-  values.update(changes)
-  return argparse.Namespace(**values)
+  flags = cifar10_main.build_parser().parse_args([
+      '--data-dir', '', '--job-dir', '', '--num-layers', '8', '--data-format',
+      'channels_last', '--learning-rate', '0.05', '--lr-boundaries-epochs', '',
+      '--lr-factors', '1', '--summaries', 'none', '--train-batch-size', '8'])
+  vars(flags).update(changes, num_examples=8)
+  return flags
 
 
 def build(golden, towers=1, mode='train', strategy='CPU', copies=1, **changes):

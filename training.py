@@ -1,0 +1,188 @@
+"""An Estimator's model function and its inputs -> a trained job directory.
+
+What `cifar10_main.py` does with any network: the flags of a training, the
+configuration of the Estimator, training that evaluates on `validation`, one
+evaluation on `eval` at the end.
+"""
+import sys
+
+import cifar10
+import cifar10_utils
+import cluster
+import stop_signals
+import summaries
+import usage
+from tf_compat import estimator, tf
+
+MODES = ('train_and_evaluate', 'train', 'evaluate')
+
+
+def add_flags(parser):
+  """Adds the flags of 2017 that do not depend on the network."""
+  add = parser.add_argument
+  add('--data-dir', required=True,
+      help='folder of the TFRecord files that generate_cifar10_tfrecords.py '
+      'writes')
+  add('--job-dir', required=True,
+      help='folder of checkpoints and TensorBoard events')
+  add('--train-steps', type=int, default=80000,
+      help='global step at which training ends')
+  add('--train-batch-size', type=int, default=128,
+      help='examples per step, over all towers')
+  add('--eval-batch-size', type=int, default=100,
+      help='examples per evaluation step, over all towers')
+  add('--momentum', type=float, default=0.9, help='in [0, 1)')
+  add('--weight-decay', type=float, default=2e-4,
+      help='factor of the L2 loss of every trainable variable')
+  add('--learning-rate', type=float,
+      help='rate before the first boundary (default: 0.1; 0.05 for the '
+      'pre-activation blocks, which diverge at 0.1)')
+  add('--num-intra-threads', type=int, default=0,
+      help='threads inside an op; 0 is one per core')
+  add('--num-inter-threads', type=int, default=0,
+      help='ops run at once; 0 is one per core')
+  add('--log-device-placement', action='store_true',
+      help='log the device of every op, and a table of variables per device')
+
+
+def add_new_flags(parser):
+  """Adds the flags since 2017 that do not depend on the network."""
+  add = parser.add_argument
+  add('--mode', choices=MODES, default=MODES[0],
+      help='train_and_evaluate: on validation while it trains, on eval at the '
+      'end')
+  add('--num-classes', type=int, default=10 + 1,
+      help='logits; labels must be below')
+  add('--seed', type=int,
+      help='of every random choice; with it CPU runs repeat')
+  add('--eval-every-secs', type=int, default=600,
+      help='seconds between evaluations, at least; each needs a new checkpoint')
+  add('--save-checkpoints-steps', type=int,
+      help='steps between checkpoints (default: one every 600 s)')
+  add('--keep-checkpoint-max', type=int, default=5,
+      help='checkpoints kept; 0 keeps all')
+  add('--summaries', choices=['none', 'scalars', 'full'], default='scalars',
+      help='for TensorBoard: scalars, and pictures at each evaluation; full '
+      'adds histograms, dead ReLUs and kernels')
+  add('--summary-steps', type=int, default=100,
+      help='steps between summaries')
+  add('--profile-steps', type=usage.step_range, metavar='A:B',
+      help='trace the steps from A to before B to timeline-STEP.json')
+  add('--lr-boundaries-epochs', type=usage.comma_separated(float),
+      default=[82, 123, 300], metavar='E,E,...',
+      help='epochs at which the learning rate changes')
+  add('--lr-factors', type=usage.comma_separated(float),
+      default=[1, 0.1, 0.01, 0.002], metavar='F,F,...',
+      help='of --learning-rate, before and after each boundary')
+
+
+def session_config(flags, virtual_devices=0):
+  """tf.ConfigProto for the flags."""
+  config = tf.ConfigProto(
+      allow_soft_placement=True,
+      log_device_placement=flags.log_device_placement,
+      intra_op_parallelism_threads=flags.num_intra_threads,
+      inter_op_parallelism_threads=flags.num_inter_threads,
+      gpu_options=tf.GPUOptions(force_gpu_compatible=True))
+  if virtual_devices:
+    config.device_count['CPU'] = virtual_devices
+  return config
+
+
+def run_config(flags, config, task=None):
+  """RunConfig for the flags.
+
+  Args:
+    flags: resolved flags.
+    config: tf.ConfigProto of the sessions; completed for a cluster.
+    task: Task of this process in a cluster, or None.
+  """
+  saving = ({'save_checkpoints_steps': flags.save_checkpoints_steps}
+            if flags.save_checkpoints_steps else {})
+  saving.update(cluster.run_config_arguments(task, config))
+  return cifar10_utils.RunConfig(
+      model_dir=flags.job_dir, tf_random_seed=flags.seed,
+      session_config=config,
+      save_summary_steps=(
+          0 if flags.summaries == 'none' else flags.summary_steps),
+      keep_checkpoint_max=flags.keep_checkpoint_max, **saving)
+
+
+def run(make_classifier, inputs, flags, checkpoint, task=None):
+  """Does what --mode asks for.
+
+  Args:
+    make_classifier: callable from a Task or None to an Estimator.
+    inputs: dict of 'train', 'validation' and 'eval' to input functions.
+    flags: resolved flags.
+    checkpoint: str or None, prefix of the newest one in the job directory.
+    task: Task of this process in a cluster, or None.
+
+  Raises:
+    SystemExit: if a signal ended training; a checkpoint was saved.
+  """
+  if task and task.type == 'evaluator':
+    _train_and_evaluate(make_classifier(task), inputs, flags, task)
+    return
+  step = cifar10_utils.checkpoint_step(checkpoint) if checkpoint else 0
+  if flags.mode != 'evaluate':
+    if step >= flags.train_steps:
+      tf.logging.info('Nothing left to train: %s is at step %d, --train-steps '
+                      'is %d', checkpoint, step, flags.train_steps)
+    else:
+      _train(make_classifier(task), inputs, flags, checkpoint, task)
+  if flags.mode != 'train' and (not task or task.is_chief):
+    _evaluate(make_classifier(None), inputs, flags)
+
+
+def _train(classifier, inputs, flags, checkpoint, task):
+  """Trains up to --train-steps, evaluating on validation if asked to."""
+  is_chief = not task or task.is_chief
+  if checkpoint and is_chief:  # the Estimator resumes from the one on record
+    tf.train.update_checkpoint_state(flags.job_dir, checkpoint)
+  if flags.summaries != 'none' and is_chief:
+    summaries.write_flags(flags.job_dir, vars(flags), checkpoint)
+  with stop_signals.noted():
+    if task:
+      cluster.train(classifier, inputs['train'], task, flags)
+    elif flags.mode == 'train':
+      classifier.train(inputs['train'], max_steps=flags.train_steps)
+    else:
+      _train_and_evaluate(classifier, inputs, flags)
+  if stop_signals.received():
+    sys.exit(stop_signals.exit_status())
+
+
+def _train_and_evaluate(classifier, inputs, flags, task=None):
+  """Trains and evaluates in turns; an evaluator does the latter only."""
+  estimator.train_and_evaluate(
+      classifier,
+      estimator.TrainSpec(inputs['train'], max_steps=flags.train_steps),
+      # Differs from 2017: validation pictures here, the test set once at the
+      # end, because a test set that is looked at all along tests nothing.
+      estimator.EvalSpec(
+          inputs['validation'], steps=None,
+          hooks=_evaluation_hooks(classifier, flags),
+          start_delay_secs=0,
+          # An evaluator has nothing else to do: it takes every checkpoint.
+          throttle_secs=1 if task else flags.eval_every_secs))
+
+
+def _evaluation_hooks(classifier, flags, name=None):
+  """Pictures beside the other events of the evaluation `name`."""
+  if flags.summaries == 'none':
+    return []
+  return [summaries.EvaluationPicturesHook(
+      classifier.eval_dir(name),
+      cifar10.class_names(flags.data_dir, flags.num_classes))]
+
+
+def _evaluate(classifier, inputs, flags):
+  """Evaluates the latest checkpoint on the test set; prints one line."""
+  results = classifier.evaluate(
+      inputs['eval'], name='test',
+      hooks=_evaluation_hooks(classifier, flags, 'test'),
+      checkpoint_path=cifar10_utils.latest_checkpoint(flags.job_dir))
+  print('eval: accuracy=%.4f loss=%.4f global_step=%d examples=%d' %
+        (results['accuracy'], results['loss'], results['global_step'],
+         results['examples']))
