@@ -391,6 +391,22 @@ def checkpoint_step(path):
   return int(path.rsplit('-', 1)[1])
 
 
+def open_checkpoint(path, where):
+  """A reader of a checkpoint.
+
+  Args:
+    path: str, checkpoint prefix.
+    where: str, flag that named the checkpoint.
+
+  Raises:
+    UsageError: if its index cannot be read.
+  """
+  try:
+    return tf.train.NewCheckpointReader(path)
+  except (tf.errors.OpError, ValueError) as e:
+    raise UsageError('%s: checkpoint %s cannot be read: %s' % (where, path, e))
+
+
 def check_checkpoint(path, variables, where='--job-dir'):
   """Compares a checkpoint with the network that is to be restored from it.
 
@@ -402,10 +418,7 @@ def check_checkpoint(path, variables, where='--job-dir'):
   Raises:
     UsageError: naming the first variable that differs.
   """
-  try:
-    reader = tf.train.NewCheckpointReader(path)
-  except (tf.errors.OpError, ValueError) as e:
-    raise UsageError('%s: checkpoint %s cannot be read: %s' % (where, path, e))
+  reader = open_checkpoint(path, where)
   stored = {name: shape
             for name, shape in reader.get_variable_to_shape_map().items()
             if name.startswith('resnet/') and not name.endswith('/Momentum')}

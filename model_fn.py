@@ -154,7 +154,7 @@ def _training_spec(losses, gradvars, update_ops, predictions, labels, params,
       tf.train.LoggingTensorHook(
           {'learning_rate': learning_rate, 'loss': loss}, every_n_iter=100),
       cifar10_utils.ExamplesPerSecondHook(
-          params.train_batch_size, output_dir=(
+          params.train_batch_size, params.summary_steps, output_dir=(
               params.job_dir if params.summaries != 'none' else None)),
       cifar10_utils.ProgressHook(
           params.train_steps, params.train_batch_size,

@@ -65,7 +65,7 @@ def add_new_flags(parser):
       help='for TensorBoard: scalars, and pictures at each evaluation; full '
       'adds histograms, dead ReLUs and kernels')
   add('--summary-steps', type=int, default=100,
-      help='steps between summaries')
+      help='steps between summaries, and between lines about the speed')
   add('--profile-steps', type=usage.step_range, metavar='A:B',
       help='trace the steps from A to before B to timeline-STEP.json')
   add('--lr-boundaries-epochs', type=usage.comma_separated(float),
@@ -105,6 +105,7 @@ def run_config(flags, config, task=None):
       session_config=config,
       save_summary_steps=(
           0 if flags.summaries == 'none' else flags.summary_steps),
+      log_step_count_steps=flags.summary_steps,
       keep_checkpoint_max=flags.keep_checkpoint_max, **saving)
 
 
