@@ -58,7 +58,7 @@ def add_histograms(logits, labels, gradvars):
     tf.summary.histogram('activations/' + layer, x)
   for op in tf.get_default_graph().get_operations():
     if op.type == 'Relu' and op.name.startswith(TOWER_0):
-      with tf.name_scope('zero_fraction'):
+      with tf.name_scope('zero_fraction/'):  # one box for all in the graph
         share = tf.nn.zero_fraction(op.outputs[0])
       tf.summary.scalar('dead_relu/' + op.name[len(TOWER_0):], share)
   with tf.name_scope('norm_per_example'):
@@ -72,7 +72,7 @@ def add_histograms(logits, labels, gradvars):
 def add_activation_pictures(data_format):
   """Adds one grid per layer: the maps of the first picture of the batch."""
   for layer, x in _activations():
-    with tf.name_scope('maps'):
+    with tf.name_scope('maps/'):
       if data_format == 'channels_first':
         x = tf.transpose(x, [0, 2, 3, 1])
       maps = x[0][:, :, tf.newaxis]  # [H, W, 1, C]: C grey pictures
