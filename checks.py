@@ -45,6 +45,8 @@ def resolve_flags(flags, num_workers=1):
   """
   for name, lowest, highest in RANGES:
     _check_range(name, getattr(flags, name), lowest, highest)
+  _require(not set(flags.job_dir) & set('*?[]\\'), 'job_dir', flags.job_dir,
+           'a name without *?[]\\, which TensorFlow takes for a pattern')
   for name in ('momentum', 'batch_norm_decay'):
     value = getattr(flags, name)
     _require(0 <= value < 1, name, value, 'a number in [0, 1)')

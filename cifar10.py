@@ -5,6 +5,7 @@ to the data, for one record or a batch of them, and nothing about its order,
 caching or parallelism, which `make_batch` decides.
 """
 import os
+import re
 import struct
 
 from tf_compat import read_records, tf
@@ -54,8 +55,11 @@ class Cifar10DataSet(object):
     """
     self.num_examples_per_epoch(self.subset)  # refuses an unknown subset
     whole = os.path.join(self.data_dir, self.subset + '.tfrecords')
-    shards = sorted(tf.gfile.Glob(os.path.join(
-        self.data_dir, self.subset + '-?????-of-?????.tfrecords')))
+    # Not by Glob, for which a folder named `data[1]` would be a pattern.
+    there = (tf.gfile.ListDirectory(self.data_dir)
+             if tf.gfile.IsDirectory(self.data_dir) else [])
+    shards = [os.path.join(self.data_dir, name) for name in sorted(there)
+              if re.match(self.subset + r'-\d{5}-of-\d{5}\.tfrecords$', name)]
     if tf.gfile.Exists(whole):
       if shards:
         raise UsageError('%s: both %s and %s are there; remove one' %

@@ -2,6 +2,7 @@
 import collections
 import logging
 import os
+import re
 
 import numpy as np
 from tqdm import tqdm
@@ -380,10 +381,10 @@ def latest_checkpoint(job_dir):
   path = tf.train.latest_checkpoint(job_dir)
   if path or not tf.gfile.IsDirectory(job_dir):
     return path
-  indices = tf.gfile.Glob(os.path.join(job_dir, 'model.ckpt-*.index'))
-  prefixes = [name[:-len('.index')] for name in indices]
-  numbered = [p for p in prefixes if p.rsplit('-', 1)[1].isdigit()]
-  return max(numbered, key=checkpoint_step, default=None)
+  prefixes = [os.path.join(job_dir, name[:-len('.index')])
+              for name in tf.gfile.ListDirectory(job_dir)
+              if re.match(r'model\.ckpt-\d+\.index$', name)]
+  return max(prefixes, key=checkpoint_step, default=None)
 
 
 def checkpoint_step(path):

@@ -173,6 +173,14 @@ def test_shards_are_read_in_order(tmp_path):
     dataset.get_filenames()
 
 
+def test_the_folder_may_be_named_like_a_pattern(tmp_path):
+  folder = tmp_path / 'data[1] *'
+  folder.mkdir()
+  write_records(folder / 'eval-00000-of-00001.tfrecords',
+                [serialize(planes(0, 1, 2), 7)])
+  assert Cifar10DataSet(str(folder), 'eval').count_examples() == 1
+
+
 def test_two_layouts_at_once_are_refused(data_dir):
   write_records(os.path.join(data_dir, 'eval-00000-of-00001.tfrecords'), [])
   with pytest.raises(UsageError, match='both eval.tfrecords and eval-00000'):
