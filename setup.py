@@ -14,7 +14,8 @@ setup(
         'cifar10_model', 'cifar10_utils', 'cluster', 'custom_sigmoid',
         'generate_cifar10_tfrecords', 'gradients', 'local_cluster',
         'model_base', 'model_fn', 'pictures', 'sigmoid', 'stop_signals',
-        'summaries', 'tf_compat', 'training', 'usage', 'visualize_weights',
+        'summaries', 'tf_compat', 'tf_config', 'training', 'usage',
+        'visualize_weights',
     ],
     install_requires=[
         # 1.15 is for Python 3.7, and its protocol buffers end at 3.20.
