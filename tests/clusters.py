@@ -19,8 +19,11 @@ class Cluster(object):
   """Tasks named 'chief 0', 'worker 1'..., each a process with its log."""
 
   def __init__(self, folder, data_dir, workers=1, ps=1, args=(),
-               python=sys.executable):
-    """The processes run in `folder`, where the job directory and logs are."""
+               python=sys.executable, command=None):
+    """The processes run in `folder`, where the job directory and logs are.
+
+    They run cifar10_main.py, or another `command` (list of str).
+    """
     self.folder = str(folder)
     self.job_dir = os.path.join(self.folder, 'job')
     counts = {'chief': 1, 'worker': workers, 'ps': ps}
@@ -29,7 +32,7 @@ class Cluster(object):
                  for job, count in sorted(counts.items()) if count}
     self.tasks = ['%s %d' % (job, i) for job in ('ps', 'chief', 'worker')
                   for i in range(counts[job])]
-    self._command = [
+    self._command = command or [
         python, os.path.join(ROOT, 'cifar10_main.py'), '--data-dir',
         str(data_dir), '--job-dir', self.job_dir] + FLAGS + [
             str(a) for a in args]
