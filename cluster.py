@@ -247,8 +247,7 @@ class ReplicaHook(tf.train.SessionRunHook):
     # The chief has saved the last checkpoint: its saver's end comes first.
     self._end = time.time()
     say_ended(self._task, 'stopped' if self._stops else 'finished')
-    tf.logging.info('%s: ends after %d steps of its own', self._task.name,
-                    self._steps)
+    self._log_end('it is over')
 
   def _watch(self):
     finished_secs = stopping_secs = 0
@@ -275,9 +274,13 @@ class ReplicaHook(tf.train.SessionRunHook):
     """Ends the process: its main thread is inside TensorFlow and stays there.
     """
     if not self._end:
-      tf.logging.info('%s: %s', self._task.name, why)
+      self._log_end(why)
       say_ended(self._task, 'stopped')
       leave(stop_signals.exit_status())
+
+  def _log_end(self, why):
+    tf.logging.info('%s: %s; ends after %d steps of its own', self._task.name,
+                    why, self._steps)
 
 
 def train(classifier, input_fn, task, flags):
