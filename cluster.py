@@ -78,6 +78,19 @@ def run_config_arguments(task, session_config):
           len(task.jobs['ps']), cifar10_utils.byte_size_load_fn))}
 
 
+def caching_device(config):
+  """Where a replica keeps the values of variables within a step, or None.
+
+  Each is read over the network once per step then, not once per use and tower.
+
+  Args:
+    config: RunConfig or None.
+  """
+  if config is None or not config.num_ps_replicas:
+    return None
+  return '/job:%s/task:%d/cpu:0' % (config.task_type, config.task_id)
+
+
 class SyncHook(tf.train.SessionRunHook):
   """The hook of SyncReplicasOptimizer, with a strict start and a clean end.
 

@@ -28,7 +28,8 @@ def get_model_fn(num_gpus, variable_strategy, num_workers, virtual_devices=0):
     is_training = mode == estimator.ModeKeys.TRAIN
     labels = labels or [None] * len(features)
     towers, update_ops = _build_towers(devices, variable_strategy, is_training,
-                                       features, labels, params)
+                                       features, labels, params,
+                                       cluster.caching_device(config))
     losses, gradvars, tower_predictions = zip(*towers)
     predictions = {name: tf.concat([p[name] for p in tower_predictions], 0)
                    for name in tower_predictions[0]}
@@ -51,7 +52,7 @@ def get_model_fn(num_gpus, variable_strategy, num_workers, virtual_devices=0):
 
 
 def _build_towers(devices, variable_strategy, is_training, features, labels,
-                  params):
+                  params, caching_device=None):
   """Builds one tower per device on shared variables.
 
   Returns:
@@ -71,7 +72,8 @@ def _build_towers(devices, variable_strategy, is_training, features, labels,
   for i, (image, label) in enumerate(zip(features, labels)):
     device_setter = cifar10_utils.local_device_setter(
         worker_device=devices[i], **placement)
-    with tf.variable_scope('resnet', reuse=bool(i != 0)), \
+    with tf.variable_scope('resnet', reuse=bool(i != 0),
+                           caching_device=caching_device), \
         tf.name_scope('tower_%d' % i) as name_scope, tf.device(device_setter):
       towers.append(_tower_fn(
           is_training, params.weight_decay, image, label, params.data_format,
