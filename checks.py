@@ -143,6 +143,10 @@ def count_checked_examples(flags, task=None):
   for subset in subsets:
     examples[subset] = Cifar10DataSet(flags.data_dir, subset).check_records(
         flags.num_classes)
+  if task and task.trains and examples['train'] < task.num_workers:
+    raise UsageError('--data-dir %s has %d training examples; expected one for '
+                     'each of the %d workers at least' %
+                     (flags.data_dir, examples['train'], task.num_workers))
   return examples
 
 
