@@ -13,7 +13,7 @@ setup(
         'atomic_files', 'checks', 'cifar10', 'cifar10_archive', 'cifar10_main',
         'cifar10_model', 'cifar10_utils', 'cluster', 'custom_sigmoid',
         'generate_cifar10_tfrecords', 'gradients', 'local_cluster',
-        'model_base', 'model_fn', 'pictures', 'sigmoid', 'stop_signals',
+        'inception_resnet_v2', 'model_base', 'model_fn', 'pictures', 'sigmoid', 'stop_signals',
         'summaries', 'tf_compat', 'training', 'usage', 'visualize_weights',
     ],
     install_requires=[
