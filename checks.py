@@ -6,6 +6,7 @@ the flag or file, its value, what is allowed.
 import collections
 import os
 
+import checkpoints
 import cifar10_model
 import cifar10_utils
 from cifar10 import Cifar10DataSet
@@ -169,6 +170,23 @@ def find_matching_checkpoint(flags):
     raise UsageError('--job-dir %s has no checkpoint; train first, or name the '
                      'folder that has model.ckpt-*' % flags.job_dir)
   return checkpoint
+
+
+def find_warm_start(flags, checkpoint):
+  """Settings for --warm-start-from, or None where `checkpoint` continues."""
+  if checkpoint and flags.warm_start_from:
+    tf.logging.info('--warm-start-from is not used: %s continues', checkpoint)
+  if checkpoint or not flags.warm_start_from:
+    _require(flags.warm_start_from or not flags.warm_start_exclude,
+             'warm_start_exclude', ','.join(flags.warm_start_exclude),
+             '--warm-start-from with it')
+    return None
+  prefix = checkpoints.find(flags.warm_start_from, '--warm-start-from')
+  cifar10_utils.check_block(prefix, cifar10_model.UNIT_SCOPES, flags.block,
+                            '--warm-start-from')
+  return checkpoints.warm_start_settings(
+      prefix, flags.warm_start_exclude, cifar10_model.variable_shapes(
+          flags.num_layers, flags.block, flags.num_classes))
 
 
 def make_job_dir(job_dir):

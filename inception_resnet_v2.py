@@ -327,7 +327,25 @@ def preprocess(images, image_size=IMAGE_SIZE):
   if images.shape.ndims == 3:
     return preprocess(images[tf.newaxis], image_size)[0]
   images = tf.image.central_crop(images, CENTRAL_FRACTION)
-  images = tf.image.resize_bilinear(
-      tf.cast(images, tf.float32), [image_size, image_size],
-      align_corners=False)
+  images = tf.raw_ops.ResizeBilinear(  # to float32
+      images=images, size=[image_size, image_size], align_corners=False,
+      half_pixel_centers=False)
   return images / 127.5 - 1
+
+
+def decode_and_preprocess(contents, image_size=IMAGE_SIZE):
+  """A JPEG or PNG file's bytes -> float32 [image_size, image_size, 3].
+
+  Grey pictures become RGB, an alpha channel is dropped, 16 bits become 8. What
+  EXIF says of the orientation is not looked at.
+  """
+  picture = tf.image.decode_image(contents, channels=3,
+                                  expand_animations=False)
+  picture.set_shape([None, None, 3])
+  return preprocess(picture, image_size)
+
+
+def decode_and_preprocess_batch(contents, image_size=IMAGE_SIZE):
+  """string [N] of files -> float32 [N, image_size, image_size, 3]."""
+  return tf.map_fn(lambda c: decode_and_preprocess(c, image_size), contents,
+                   dtype=tf.float32)

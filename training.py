@@ -63,6 +63,12 @@ def add_new_flags(parser):
       help='N towers on virtual CPU devices, to try several without GPUs')
   add('--num-classes', type=int, default=10 + 1,
       help='logits; labels must be below')
+  add('--warm-start-from', metavar='CKPT',
+      help='checkpoint or job directory whose values training starts from, '
+      'where the job directory has none yet')
+  add('--warm-start-exclude', type=usage.comma_separated(str), default=[],
+      metavar='SCOPE,...',
+      help='variables below these scopes start at random')
   add('--seed', type=int,
       help='of every random choice; with it CPU runs repeat')
   add('--eval-every-secs', type=int, default=600,

@@ -12,6 +12,7 @@ names such as `conv2d_1` are a convention, no specification.
 import numpy as np
 
 import atomic_files
+import checkpoints
 import cifar10_utils
 import pictures
 import usage
@@ -81,18 +82,6 @@ class KernelsHook(tf.train.SummarySaverHook):
 # ---- the command -------------------------------------------------------------
 
 
-def find_checkpoint(path):
-  """Prefix of a checkpoint, from itself or from a job directory."""
-  if tf.gfile.IsDirectory(path):
-    prefix = cifar10_utils.latest_checkpoint(path)
-    if prefix:
-      return prefix
-  elif tf.train.checkpoint_exists(path):
-    return path
-  raise UsageError('--checkpoint %s: expected a job directory with a '
-                   'checkpoint, or a prefix such as model.ckpt-600' % path)
-
-
 def read_variable(checkpoint, name):
   """The value of a variable in a checkpoint.
 
@@ -115,17 +104,15 @@ def import_graph(checkpoint):
 
 
 def print_variables(checkpoint, which):
-  """Prints name, shape and parameters of GLOBAL or TRAINABLE variables."""
+  """Prints name, shape, type, parameters: GLOBAL or TRAINABLE variables."""
   if which == 'TRAINABLE':
     import_graph(checkpoint)
-    shapes = [(v.op.name, v.shape.as_list()) for v in tf.trainable_variables()]
+    rows = [(v.op.name, v.shape.as_list(), v.dtype.base_dtype.name)
+            for v in tf.trainable_variables()]
   else:
-    reader = cifar10_utils.open_checkpoint(checkpoint, '--checkpoint')
-    shapes = sorted(reader.get_variable_to_shape_map().items())
-  for name, shape in shapes:
-    print('%-48s %-20s %10d' % (name, shape, np.prod(shape, dtype=np.int64)))
-  print('%-48s %-20s %10d' % ('total: %d variables' % len(shapes), '', sum(
-      np.prod(shape, dtype=np.int64) for _, shape in shapes)))
+    rows = checkpoints.variables(
+        cifar10_utils.open_checkpoint(checkpoint, '--checkpoint'))
+  checkpoints.print_variables(rows)
 
 
 def print_tensors(checkpoint):
@@ -248,7 +235,7 @@ def build_parser():
 def main(checkpoint, variable, channel, output, list_variables, list_tensors,
          fetch):
   """Lists, fetches or draws; the arguments are the flags."""
-  checkpoint = find_checkpoint(checkpoint)
+  checkpoint = checkpoints.find(checkpoint)
   if list_variables:
     print_variables(checkpoint, list_variables)
   elif list_tensors:
