@@ -120,7 +120,7 @@ def main(job_dir, data_dir, num_gpus=None, variable_strategy='CPU',
   examples = checks.count_checked_examples(flags, task)
   flags.num_examples = examples.get('train')
   checkpoint = checks.find_matching_checkpoint(flags)
-  warm_start = checks.find_warm_start(flags, checkpoint)
+  warm_start = checks.find_resnet_warm_start(flags, checkpoint)
   if not task or task.is_chief:
     checks.make_job_dir(flags.job_dir)
   cifar10_utils.log_configuration(

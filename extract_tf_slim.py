@@ -18,12 +18,13 @@ import numpy as np
 from tqdm import tqdm
 
 import atomic_files
-import checkpoints
+import checkpoint_variables
 import cifar10
 import cifar10_archive
 import cifar10_utils
 import features
 import inception_resnet_v2 as network
+import serving
 import usage
 from tf_compat import tf, use_graph_mode
 from usage import UsageError
@@ -87,7 +88,7 @@ def restored_session(checkpoint, exclude, hint=''):
     UsageError: if the two do not fit, or the checkpoint is not whole.
   """
   session = tf.Session()
-  checkpoints.restore(session, checkpoint, exclude, hint)
+  checkpoint_variables.restore(session, checkpoint, exclude, hint)
   return session
 
 
@@ -313,9 +314,7 @@ def export(flags, checkpoint):
   probabilities, float32 [N, num_classes]. Signature `features`: images ->
   features, float32 [N, 1536].
   """
-  if os.path.exists(flags.export):
-    raise UsageError('--export %s is there already; name a new folder' %
-                     flags.export)
+  serving.check_folder(flags.export, '--export')
   contents = tf.placeholder(tf.string, [None], 'images')
   images = network.decode_and_preprocess_batch(contents, flags.image_size)
   probabilities, found = _classify(images, flags.num_classes, flags.aux_logits)
@@ -324,31 +323,9 @@ def export(flags, checkpoint):
                           'probabilities': probabilities},
       'features': {'features': found}}
   with restored_session(checkpoint, flags.exclude_scopes, HINT) as session:
-    save_model(session, flags.export, {'images': contents}, signatures)
+    serving.save(session, flags.export, '--export', {'images': contents},
+                 signatures)
   print('%s: signatures %s' % (flags.export, ', '.join(sorted(signatures))))
-
-
-def save_model(session, folder, inputs, signatures):
-  """Writes a SavedModel to `folder`, which appears whole or not at all.
-
-  Args:
-    inputs: dict of name to tensor.
-    signatures: dict of signature to dict of name to tensor.
-  """
-  temporary = atomic_files.temporary_name(folder.rstrip('/'))
-  atomic_files.remove(temporary)
-  try:
-    builder = tf.saved_model.Builder(temporary)
-    builder.add_meta_graph_and_variables(
-        session, [tf.saved_model.tag_constants.SERVING], {
-            name: tf.saved_model.predict_signature_def(inputs, outputs)
-            for name, outputs in signatures.items()})
-    builder.save()
-    os.replace(temporary, folder)
-  except (OSError, tf.errors.OpError) as e:
-    raise UsageError('--export %s cannot be written: %s' % (folder, e))
-  finally:
-    atomic_files.remove(temporary)
 
 
 # ---- main --------------------------------------------------------------------
@@ -419,12 +396,12 @@ def main(**flags):
   if flags.download:
     print(download(flags.download))
     return
-  checkpoint = checkpoints.find(flags.checkpoint)
+  checkpoint = checkpoint_variables.find(flags.checkpoint)
   reader = cifar10_utils.open_checkpoint(checkpoint, '--checkpoint')
   if flags.list:
-    checkpoints.print_variables(checkpoints.variables(reader))
+    checkpoint_variables.print_table(checkpoint_variables.list_all(reader))
   elif flags.convert:
-    count = checkpoints.convert(reader, checkpoint, flags.convert)
+    count = checkpoint_variables.convert(reader, checkpoint, flags.convert)
     print('%s: %d variables' % (flags.convert, count))
   elif flags.images:
     classify_pictures(flags, checkpoint)

@@ -12,7 +12,7 @@ names such as `conv2d_1` are a convention, no specification.
 import numpy as np
 
 import atomic_files
-import checkpoints
+import checkpoint_variables
 import cifar10_utils
 import pictures
 import usage
@@ -82,6 +82,18 @@ class KernelsHook(tf.train.SummarySaverHook):
 # ---- the command -------------------------------------------------------------
 
 
+def find_checkpoint(path):
+  """Prefix of a checkpoint, from itself or from a job directory."""
+  if tf.gfile.IsDirectory(path):
+    prefix = cifar10_utils.latest_checkpoint(path)
+    if prefix:
+      return prefix
+  elif tf.train.checkpoint_exists(path):
+    return path
+  raise UsageError('--checkpoint %s: expected a job directory with a '
+                   'checkpoint, or a prefix such as model.ckpt-600' % path)
+
+
 def read_variable(checkpoint, name):
   """The value of a variable in a checkpoint.
 
@@ -110,9 +122,9 @@ def print_variables(checkpoint, which):
     rows = [(v.op.name, v.shape.as_list(), v.dtype.base_dtype.name)
             for v in tf.trainable_variables()]
   else:
-    rows = checkpoints.variables(
+    rows = checkpoint_variables.list_all(
         cifar10_utils.open_checkpoint(checkpoint, '--checkpoint'))
-  checkpoints.print_variables(rows)
+  checkpoint_variables.print_table(rows)
 
 
 def print_tensors(checkpoint):
@@ -235,7 +247,7 @@ def build_parser():
 def main(checkpoint, variable, channel, output, list_variables, list_tensors,
          fetch):
   """Lists, fetches or draws; the arguments are the flags."""
-  checkpoint = checkpoints.find(checkpoint)
+  checkpoint = find_checkpoint(checkpoint)
   if list_variables:
     print_variables(checkpoint, list_variables)
   elif list_tensors:

@@ -1,4 +1,4 @@
-"""Checkpoints of TensorFlow 1: found, listed, converted, compared, restored.
+"""The variables of a checkpoint: listed, converted, compared, restored.
 
 A checkpoint of either format will do: one file (V1, as TF-slim published them)
 or PREFIX.index with its data files (V2).
@@ -69,7 +69,7 @@ def _first_line(error):
 # ---- list, convert -----------------------------------------------------------
 
 
-def print_variables(rows):
+def print_table(rows):
   """Prints a table of (name, shape, dtype) and the totals."""
   line = '%-64s %-20s %-10s %12d'
   sizes = [np.prod(shape, dtype=np.int64) for _, shape, _ in rows]
@@ -78,7 +78,7 @@ def print_variables(rows):
   print(line % ('total: %d variables' % len(rows), '', '', sum(sizes)))
 
 
-def variables(reader):
+def list_all(reader):
   """Sorted list of (name, shape, dtype) of all in a checkpoint."""
   dtypes = reader.get_variable_to_dtype_map()
   return [(name, list(shape), tf.as_dtype(dtypes[name]).name) for name, shape
@@ -95,7 +95,7 @@ def convert(reader, prefix, output):
   Returns:
     int, number of variables.
   """
-  rows = variables(reader)
+  rows = list_all(reader)
   try:
     with atomic_files.whole_files([output]) as (temporary,), \
         zipfile.ZipFile(temporary, 'w') as archive:
