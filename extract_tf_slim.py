@@ -140,7 +140,8 @@ class PictureReader(object):
     self.skipped = 0
     self._skip_bad = skip_bad
     self._contents = tf.placeholder(tf.string, [])
-    self._picture = network.decode_and_preprocess(self._contents, image_size)
+    self._picture = network.preprocess(network.decode(self._contents),
+                                       image_size)
 
   def read(self, session, paths):
     """Yields (path, float32 [image_size, image_size, 3]).
@@ -316,7 +317,7 @@ def export(flags, checkpoint):
   """
   serving.check_folder(flags.export, '--export')
   contents = tf.placeholder(tf.string, [None], 'images')
-  images = network.decode_and_preprocess_batch(contents, flags.image_size)
+  images = network.decode_and_preprocess(contents, flags.image_size)
   probabilities, found = _classify(images, flags.num_classes, flags.aux_logits)
   signatures = {
       'serving_default': {'classes': tf.argmax(probabilities, 1),
