@@ -4,6 +4,7 @@ Edit `parser` and `preprocess` to train on other records: they say what happens
 to the data, for one record or a batch of them, and nothing about its order,
 caching or parallelism, which `make_batch` decides.
 """
+import functools
 import os
 import re
 import struct
@@ -169,12 +170,22 @@ class Cifar10DataSet(object):
     count = 0
     for filename in self.get_filenames():
       count_records(filename)  # a damaged length must not reach the reader
-      count += check_file(filename, num_classes)
+      count += check_file(filename, functools.partial(
+          self.check_example, num_classes=num_classes))
     if not count:
       raise UsageError('--data-dir %s has no records in %s; %s --data-dir %s' %
                        (self.data_dir, self.subset, HOW_TO_MAKE_DATA,
                         self.data_dir))
     return count
+
+  def check_example(self, example, num_classes):
+    """Raises ValueError unless there is one image and one label in range."""
+    image = example.features.feature['image'].bytes_list.value
+    expected = DEPTH * HEIGHT * WIDTH
+    if len(image) != 1 or len(image[0]) != expected:
+      raise UsageError('has an image of %d bytes; expected %d' %
+                       (sum(len(i) for i in image), expected))
+    check_label(example, num_classes)
 
 
 def class_names(data_dir, num_classes):
@@ -249,8 +260,8 @@ def count_records(filename):
   return count
 
 
-def check_file(filename, num_classes):
-  """Reads every record of a file; returns their number.
+def check_file(filename, check_example):
+  """Calls `check_example` with every record of a file; returns their number.
 
   Raises:
     ValueError: naming file and record number.
@@ -260,7 +271,7 @@ def check_file(filename, num_classes):
   try:
     for record in read_records(filename):
       example.ParseFromString(record)
-      _check_example(example, num_classes)
+      check_example(example)
       count += 1
   except tf.errors.DataLossError:
     problem = 'is corrupt, or this is not a TFRecord file'
@@ -277,15 +288,9 @@ def check_file(filename, num_classes):
                    (filename, count, problem))
 
 
-def _check_example(example, num_classes):
-  """Raises ValueError unless there is one image and one label in range."""
-  feature = example.features.feature
-  image = feature['image'].bytes_list.value
-  expected = DEPTH * HEIGHT * WIDTH
-  if len(image) != 1 or len(image[0]) != expected:
-    raise UsageError('has an image of %d bytes; expected %d' %
-                     (sum(len(i) for i in image), expected))
-  label = feature['label'].int64_list.value
+def check_label(example, num_classes):
+  """Raises ValueError unless there is one label in [0, num_classes)."""
+  label = example.features.feature['label'].int64_list.value
   if len(label) != 1 or not 0 <= label[0] < num_classes:
     raise UsageError('has label %s; expected one in [0, %d)' %
                      (', '.join(map(str, label)) or 'nothing', num_classes))

@@ -46,17 +46,7 @@ def input_fn(data_dir, subset, num_shards, batch_size,
     dataset = cifar10.Cifar10DataSet(
         data_dir, subset, subset == 'train' and use_distortion_for_training,
         seed, num_workers, worker_index)
-    if subset != 'train' and num_shards > 1:
-      batch_size = cifar10_utils.batch_size_without_empty_towers(
-          batch_size, dataset.count_examples(), num_shards)
-    images, labels = dataset.make_batch(batch_size)
-    if num_shards <= 1:
-      return [images], [labels]
-    sizes = num_shards
-    if subset != 'train':  # the last batch may not divide
-      sizes = (tf.size(labels) + tf.range(num_shards)) // num_shards
-    return (tf.split(images, sizes, num=num_shards),
-            tf.split(labels, sizes, num=num_shards))
+    return training.split_batch(dataset, num_shards, batch_size)
 
 
 # ---- main --------------------------------------------------------------------
@@ -69,16 +59,8 @@ def build_parser():
       formatter_class=argparse.ArgumentDefaultsHelpFormatter)
   training.add_flags(parser)
   add = parser.add_argument
-  add('--variable-strategy', choices=['CPU', 'GPU'], default='CPU',
-      help='where variables live and are updated')
-  add('--num-gpus', type=int,
-      help='towers, one per GPU; 0 is one on the CPU (default: 1 where a GPU '
-      'is visible, else 0)')
   add('--num-layers', type=int, default=44,
       help='6n + 2; 9n + 2 with --block bottleneck_v2')
-  add('--use-distortion-for-training', type=usage.boolean, default=True,
-      nargs='?', const=True, metavar='True|False',
-      help='crop and mirror training pictures at random')
   add('--sync', action='store_true',
       help='synchronous updates over all workers of a cluster')
   add('--data-format', choices=['channels_first', 'channels_last'],
@@ -92,8 +74,6 @@ def build_parser():
   add = group.add_argument
   add('--block', choices=sorted(cifar10_model.LAYERS_PER_UNIT), default='v1',
       help='residual unit')
-  add('--virtual-devices', type=int, default=0, metavar='N',
-      help='N towers on virtual CPU devices, to try several without GPUs')
   add('--visualize-activations', action='store_true',
       help='pictures of the intermediate outputs, one grid per layer')
 
@@ -140,20 +120,24 @@ def main(job_dir, data_dir, num_gpus=None, variable_strategy='CPU',
   examples = checks.count_checked_examples(flags, task)
   flags.num_examples = examples.get('train')
   checkpoint = checks.find_matching_checkpoint(flags)
+  warm_start = checks.find_resnet_warm_start(flags, checkpoint)
   if not task or task.is_chief:
     checks.make_job_dir(flags.job_dir)
-  cifar10_utils.log_configuration(flags, examples, task)
-  training.run(functools.partial(_classifier, flags), _inputs(flags, task),
-               flags, checkpoint, task)
+  cifar10_utils.log_configuration(
+      flags, '%d layers, block %s' % (flags.num_layers, flags.block), examples,
+      task)
+  training.run(functools.partial(_classifier, flags, warm_start),
+               _inputs(flags, task), flags, checkpoint, task)
 
 
-def _classifier(flags, task):
+def _classifier(flags, warm_start, task):
   """The Estimator of a task of a cluster, or of a process on its own."""
   config = training.session_config(flags, flags.virtual_devices)
   return estimator.Estimator(
       get_model_fn(flags.num_gpus, flags.variable_strategy,
                    task.num_workers if task else 1, flags.virtual_devices),
-      config=training.run_config(flags, config, task), params=flags)
+      config=training.run_config(flags, config, task), params=flags,
+      warm_start_from=warm_start)
 
 
 def _inputs(flags, task):

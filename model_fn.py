@@ -3,6 +3,8 @@
 One tower per device on shared variables, gradients averaged on the device of
 their variable, batch norm statistics from tower 0.
 """
+import functools
+
 import cifar10_model
 import cifar10_utils
 import cluster
@@ -12,7 +14,8 @@ import visualize_weights
 from tf_compat import estimator, tf
 
 
-def get_model_fn(num_gpus, variable_strategy, num_workers, virtual_devices=0):
+def get_model_fn(num_gpus, variable_strategy, num_workers, virtual_devices=0,
+                 build_tower=None, scope='resnet'):
   """Returns the Estimator's model function.
 
   Args:
@@ -20,16 +23,21 @@ def get_model_fn(num_gpus, variable_strategy, num_workers, virtual_devices=0):
     variable_strategy: 'CPU' or 'GPU', where variables live and are updated.
     num_workers: int, workers of the cluster.
     virtual_devices: int, towers on virtual CPU devices instead.
+    build_tower: callable from is_training, feature, label and params to what
+      `_tower_fn` returns; the ResNet if None.
+    scope: str, variable scope around the towers; '' for none.
   """
+  build_tower = build_tower or _resnet_tower
   devices = cifar10_utils.tower_devices(num_gpus, virtual_devices)
 
-  def _resnet_model_fn(features, labels, mode, params, config=None):
-    """Builds towers for lists of image and label tensors, one per tower."""
+  def _model_fn(features, labels, mode, params, config=None):
+    """Builds towers for lists of feature and label tensors, one per tower."""
     is_training = mode == estimator.ModeKeys.TRAIN
     labels = labels or [None] * len(features)
-    towers, update_ops = _build_towers(devices, variable_strategy, is_training,
-                                       features, labels, params,
-                                       cluster.caching_device(config))
+    towers, update_ops = _build_towers(
+        devices, variable_strategy, scope,
+        functools.partial(build_tower, is_training, params=params),
+        features, labels, cluster.caching_device(config))
     losses, gradvars, tower_predictions = zip(*towers)
     predictions = {name: tf.concat([p[name] for p in tower_predictions], 0)
                    for name in tower_predictions[0]}
@@ -48,11 +56,11 @@ def get_model_fn(num_gpus, variable_strategy, num_workers, virtual_devices=0):
     """Device of the updates: that of the first tower, or the CPU."""
     return devices[0] if variable_strategy == 'GPU' else '/cpu:0'
 
-  return _resnet_model_fn
+  return _model_fn
 
 
-def _build_towers(devices, variable_strategy, is_training, features, labels,
-                  params, caching_device=None):
+def _build_towers(devices, variable_strategy, scope, build_tower, features,
+                  labels, caching_device):
   """Builds one tower per device on shared variables.
 
   Returns:
@@ -69,19 +77,24 @@ def _build_towers(devices, variable_strategy, is_training, features, labels,
     placement = {}
 
   towers = []
-  for i, (image, label) in enumerate(zip(features, labels)):
+  for i, (feature, label) in enumerate(zip(features, labels)):
     device_setter = cifar10_utils.local_device_setter(
         worker_device=devices[i], **placement)
-    with tf.variable_scope('resnet', reuse=bool(i != 0),
-                           caching_device=caching_device), \
+    with tf.variable_scope(scope or tf.get_variable_scope(),
+                           reuse=bool(i != 0), caching_device=caching_device), \
         tf.name_scope('tower_%d' % i) as name_scope, tf.device(device_setter):
-      towers.append(_tower_fn(
-          is_training, params.weight_decay, image, label, params.data_format,
-          params.num_layers, params.batch_norm_decay,
-          params.batch_norm_epsilon, params.block, params.num_classes))
+      towers.append(build_tower(feature, label))
       if i == 0:
         update_ops = tf.get_collection(tf.GraphKeys.UPDATE_OPS, name_scope)
   return towers, update_ops
+
+
+def _resnet_tower(is_training, feature, label, params):
+  """The ResNet that the flags describe, on one device: see `_tower_fn`."""
+  return _tower_fn(
+      is_training, params.weight_decay, feature, label, params.data_format,
+      params.num_layers, params.batch_norm_decay, params.batch_norm_epsilon,
+      params.block, params.num_classes)
 
 
 def _tower_fn(is_training, weight_decay, feature, label, data_format,
@@ -105,6 +118,11 @@ def _tower_fn(is_training, weight_decay, feature, label, data_format,
       num_layers, is_training, batch_norm_decay, batch_norm_epsilon,
       data_format, block, num_classes)
   logits = model.forward_pass(feature, input_data_format='channels_last')
+  return classify(logits, label, is_training, weight_decay)
+
+
+def classify(logits, label, is_training, weight_decay):
+  """What follows a network's logits; see `_tower_fn`."""
   predictions = {
       'classes': tf.argmax(logits, axis=1),
       'probabilities': tf.nn.softmax(logits),

@@ -157,10 +157,15 @@ class ProfileHook(tf.train.SessionRunHook):
 
 
 def keep_for_pictures(images, labels, predictions):
-  """Puts an evaluation's tensors where EvaluationPicturesHook finds them."""
+  """Puts an evaluation's tensors where EvaluationPicturesHook finds them.
+
+  Without `images`, which may be features of pictures, there are no mistakes to
+  be seen.
+  """
   for name, tensor in zip(EVALUATION, (
       images, labels, predictions['classes'], predictions['probabilities'])):
-    tf.add_to_collection('evaluation/' + name, tensor)
+    if name != 'images' or tensor.shape.ndims == 4:
+      tf.add_to_collection('evaluation/' + name, tensor)
 
 
 class EvaluationPicturesHook(tf.train.SessionRunHook):
@@ -179,8 +184,8 @@ class EvaluationPicturesHook(tf.train.SessionRunHook):
     self._max_mistakes = max_mistakes
 
   def begin(self):
-    self._tensors = {name: tf.get_collection('evaluation/' + name)[0]
-                     for name in EVALUATION}
+    self._tensors = {name: tensor for name in EVALUATION
+                     for tensor in tf.get_collection('evaluation/' + name)}
     self._confusion = np.zeros([len(self._names)] * 2, np.int64)
     self._mistakes = []  # (confidence, true, predicted, image)
 
@@ -191,6 +196,8 @@ class EvaluationPicturesHook(tf.train.SessionRunHook):
     batch = run_values.results
     labels, classes = batch['labels'], batch['classes']
     np.add.at(self._confusion, (labels, classes), 1)
+    if 'images' not in batch:
+      return
     for i in np.flatnonzero(labels != classes):
       self._mistakes.append((batch['probabilities'][i].max(), labels[i],
                              classes[i], batch['images'][i]))

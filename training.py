@@ -38,6 +38,14 @@ def add_flags(parser):
   add('--learning-rate', type=float,
       help='rate before the first boundary (default: 0.1; 0.05 for the '
       'pre-activation blocks, which diverge at 0.1)')
+  add('--variable-strategy', choices=['CPU', 'GPU'], default='CPU',
+      help='where variables live and are updated')
+  add('--num-gpus', type=int,
+      help='towers, one per GPU; 0 is one on the CPU (default: 1 where a GPU '
+      'is visible, else 0)')
+  add('--use-distortion-for-training', type=usage.boolean, default=True,
+      nargs='?', const=True, metavar='True|False',
+      help='crop and mirror training pictures at random')
   add('--num-intra-threads', type=int, default=0,
       help='threads inside an op; 0 is one per core')
   add('--num-inter-threads', type=int, default=0,
@@ -52,8 +60,16 @@ def add_new_flags(parser):
   add('--mode', choices=MODES, default=MODES[0],
       help='train_and_evaluate: on validation while it trains, on eval at the '
       'end')
+  add('--virtual-devices', type=int, default=0, metavar='N',
+      help='N towers on virtual CPU devices, to try several without GPUs')
   add('--num-classes', type=int, default=10 + 1,
       help='logits; labels must be below')
+  add('--warm-start-from', metavar='CKPT',
+      help='checkpoint or job directory whose values training starts from, '
+      'where the job directory has none yet')
+  add('--warm-start-exclude', type=usage.comma_separated(str), default=[],
+      metavar='SCOPE,...',
+      help='variables below these scopes start at random')
   add('--seed', type=int,
       help='of every random choice; with it CPU runs repeat')
   add('--eval-every-secs', type=int, default=600,
@@ -75,6 +91,31 @@ def add_new_flags(parser):
   add('--lr-factors', type=usage.comma_separated(float),
       default=[1, 0.1, 0.01, 0.002], metavar='F,F,...',
       help='of --learning-rate, before and after each boundary')
+
+
+def split_batch(dataset, num_shards, batch_size):
+  """Reads a batch and splits it over the towers.
+
+  Args:
+    dataset: Cifar10DataSet, or another with its methods.
+    num_shards: int, number of towers.
+    batch_size: int, examples over all towers.
+
+  Returns:
+    Two lists of `num_shards` tensors, features and labels.
+  """
+  training = dataset.subset == 'train'
+  if not training and num_shards > 1:
+    batch_size = cifar10_utils.batch_size_without_empty_towers(
+        batch_size, dataset.count_examples(), num_shards)
+  features, labels = dataset.make_batch(batch_size)
+  if num_shards <= 1:
+    return [features], [labels]
+  sizes = num_shards
+  if not training:  # the last batch may not divide
+    sizes = (tf.size(labels) + tf.range(num_shards)) // num_shards
+  return (tf.split(features, sizes, num=num_shards),
+          tf.split(labels, sizes, num=num_shards))
 
 
 def session_config(flags, virtual_devices=0):
