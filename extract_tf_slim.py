@@ -13,6 +13,7 @@ checkpoint of TensorFlow 1.
 import argparse
 import os
 import sys
+import time
 
 import numpy as np
 from tqdm import tqdm
@@ -273,16 +274,19 @@ def extract_features(flags, checkpoint):
 
 def _extract_subset(session, fetches, writer, subset, total):
   """Appends batch after batch until the subset is done."""
-  if writer.count:
-    print('%s: continues after %d of %d' % (subset, writer.count, total))
-  with tqdm(total=total, initial=writer.count, unit='picture', desc=subset,
+  begun, start = writer.count, time.time()
+  if begun:
+    print('%s: continues after %d of %d' % (subset, begun, total))
+  with tqdm(total=total, initial=begun, unit='picture', desc=subset,
             disable=None) as bar:
     while writer.count < total:
       before = writer.count
       writer.append(*session.run(fetches))
       bar.update(writer.count - before)
   writer.finish()
-  print('%s: %d features of %d' % (subset, total, network.NUM_FEATURES))
+  print('%s: %d times %d features; %.1f pictures per second' % (
+      subset, total, network.NUM_FEATURES,
+      (total - begun) / (time.time() - start)))
 
 
 def _working_in(folder):
@@ -404,12 +408,11 @@ def main(**flags):
   elif flags.convert:
     count = checkpoint_variables.convert(reader, checkpoint, flags.convert)
     print('%s: %d variables' % (flags.convert, count))
-  elif flags.images:
-    classify_pictures(flags, checkpoint)
-  elif flags.export:
-    export(flags, checkpoint)
   else:
-    extract_features(flags, checkpoint)
+    run = (classify_pictures if flags.images else export if flags.export else
+           extract_features)
+    with tf.Graph().as_default():
+      run(flags, checkpoint)
 
 
 if __name__ == '__main__':
