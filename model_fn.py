@@ -174,41 +174,48 @@ def _training_spec(losses, gradvars, update_ops, predictions, labels, params,
       tf.train.LoggingTensorHook(
           {'learning_rate': learning_rate, 'loss': loss}, every_n_iter=100),
       cifar10_utils.ExamplesPerSecondHook(
-          params.train_batch_size, params.summary_steps, output_dir=(
-              params.job_dir if params.summaries != 'none' else None)),
+          cifar10_utils.examples_per_step(params, num_workers),
+          params.summary_steps, output_dir=(
+              params.job_dir if params.summaries != 'none' and is_chief
+              else None)),
       cifar10_utils.ProgressHook(
-          params.train_steps, params.train_batch_size,
+          params.train_steps,
+          cifar10_utils.examples_per_step(params, num_workers),
           {'loss': loss, 'accuracy': accuracy, 'rate': learning_rate}),
       stop_signals.StopHook(),
   ]
+  chief_hooks = []  # those that write to the job directory
   if params.sync:
-    hooks.append(cluster.SyncHook(optimizer, is_chief))
+    hooks.append(cluster.SyncHook(
+        optimizer, is_chief,
+        is_new=not cifar10_utils.latest_checkpoint(params.job_dir)))
   if params.log_device_placement:
     cifar10_utils.log_variables_per_device()
   if params.summaries == 'full':
     size = tf.shape(labels[0])[0]
     summaries.add_histograms(predictions['logits'][:size], labels[0], gradvars)
-    hooks.append(visualize_weights.KernelsHook(params.job_dir,
-                                               params.summary_steps))
+    chief_hooks.append(visualize_weights.KernelsHook(params.job_dir,
+                                                     params.summary_steps))
   if params.visualize_activations:
     summaries.add_activation_pictures(params.data_format)
   if params.profile_steps:
-    hooks.append(summaries.ProfileHook(*params.profile_steps,
-                                       output_dir=params.job_dir))
+    chief_hooks.append(summaries.ProfileHook(*params.profile_steps,
+                                             output_dir=params.job_dir))
   return estimator.EstimatorSpec(
       estimator.ModeKeys.TRAIN, loss=loss, train_op=train_op,
-      training_hooks=hooks,
+      training_hooks=hooks, training_chief_hooks=chief_hooks,
       # All summaries up to here, without the Estimator's own `loss_1`.
       scaffold=tf.train.Scaffold(summary_op=tf.summary.merge_all()))
 
 
 def _average_gradients(tower_gradvars):
-  """Mean over towers of each variable's gradient, on the variable's device."""
+  """Mean over towers of each variable's gradient, on a device like its own."""
   averaged = []
   with tf.name_scope('gradient_averaging'):
     for same_variable in zip(*tower_gradvars):
       gradients, variables = zip(*same_variable)
-      with tf.device(variables[0].device):
+      # In a cluster on the worker, which sends one gradient, not one per tower.
+      with tf.device(cifar10_utils.device_in_process(variables[0].device)):
         mean = (gradients[0] if len(gradients) == 1 else
                 tf.multiply(tf.add_n(gradients), 1. / len(gradients)))
       averaged.append((mean, variables[0]))

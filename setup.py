@@ -15,8 +15,8 @@ setup(
         'cluster', 'custom_sigmoid', 'extract_tf_slim', 'features',
         'generate_cifar10_tfrecords', 'gradients', 'inception_resnet_v2',
         'local_cluster', 'model_base', 'model_fn', 'pictures', 'serving',
-        'sigmoid', 'stop_signals', 'summaries', 'tf_compat', 'training',
-        'transfer', 'usage', 'visualize_weights',
+        'sigmoid', 'stop_signals', 'summaries', 'tf_compat', 'tf_config',
+        'training', 'transfer', 'usage', 'visualize_weights',
     ],
     install_requires=[
         # 1.15 is for Python 3.7, and its protocol buffers end at 3.20.
@@ -33,7 +33,8 @@ setup(
     extras_require={
         'demo': ['scikit-learn'],
         # Playwright drives a browser that is there; without it that test skips.
-        'test': ['pytest >=7', 'scikit-learn', 'playwright' + NEW_PYTHON],
+        'test': ['pytest >=7', 'scikit-learn', 'pyyaml',
+                 'playwright' + NEW_PYTHON],
         'dev': ['nox', 'ruff'],
         'gpu': ['tensorflow[and-cuda] >=2.15, <2.22, !=2.20.*' + NEW_PYTHON],
     },
