@@ -56,7 +56,7 @@ def download(folder):
   if os.path.exists(record):
     with open(record) as f:
       known = f.read().split()[0]
-  with atomic_files.locked_folder(folder, '--download'):
+  with atomic_files.locked(folder, '--download'):
     if not os.path.exists(archive):
       print('Download from %s' % URL, file=sys.stderr)
       cifar10_archive.download(URL, archive, known)
@@ -291,7 +291,7 @@ def _extract_subset(session, fetches, writer, subset, total):
 
 def _working_in(folder):
   os.makedirs(folder, exist_ok=True)
-  return atomic_files.locked_folder(folder, '--features')
+  return atomic_files.locked(folder, '--features')
 
 
 def _fingerprint(checkpoint):
