@@ -93,10 +93,13 @@ def restored_session(checkpoint, exclude, hint=''):
   return session
 
 
-def _classify(images, num_classes, create_aux_logits):
+def _classify(images, flags):
   """Builds the network: probabilities [N, num_classes], features [N, 1536]."""
   _, end_points = network.inception_resnet_v2(
-      images, num_classes, create_aux_logits=create_aux_logits)
+      images, flags.num_classes,
+      # The auxiliary head's kernel is made for one size of picture.
+      create_aux_logits=(flags.aux_logits and
+                         flags.image_size == network.IMAGE_SIZE))
   return end_points['Predictions'], end_points['PreLogitsFlatten']
 
 
@@ -218,7 +221,7 @@ def classify_pictures(flags, checkpoint):
   paths = find_pictures(flags.images)
   reader = PictureReader(flags.image_size, flags.skip_bad)
   images = tf.placeholder(tf.float32, [None] + [flags.image_size] * 2 + [3])
-  probabilities, _ = _classify(images, flags.num_classes, flags.aux_logits)
+  probabilities, _ = _classify(images, flags)
   with restored_session(checkpoint, flags.exclude_scopes, HINT) as session, \
       tqdm(total=len(paths), unit='picture', disable=None) as bar:
     for batch in _batches(reader.read(session, paths), flags.batch_size):
@@ -255,10 +258,10 @@ def extract_features(flags, checkpoint):
 
   with restored_session(checkpoint, flags.exclude_scopes) as session, \
       _working_in(flags.features):
-    features.begin(flags.features, {
-        'checkpoint': _fingerprint(checkpoint), 'examples': examples,
-        'batch_size': flags.batch_size, 'image_size': flags.image_size,
-        'excluded_scopes': flags.exclude_scopes})
+    features.begin(flags.features, dict(
+        {'examples_of_' + subset: n for subset, n in examples.items()},
+        checkpoint=_fingerprint(checkpoint), batch_size=flags.batch_size,
+        image_size=flags.image_size, excluded_scopes=flags.exclude_scopes))
     _copy_class_names(flags.data_dir, flags.features)
     for d in data:
       writer = features.Writer(
@@ -295,12 +298,11 @@ def _working_in(folder):
 
 
 def _fingerprint(checkpoint):
-  """Name and SHA-256: of the index, which has every value's checksum, or of the
-  one file of the older format."""
+  """SHA-256 of the index, which has every value's checksum, or of the one file
+  of the older format."""
   index = checkpoint + '.index'
-  path = index if os.path.exists(index) else checkpoint
-  return '%s %s' % (os.path.basename(checkpoint),
-                    cifar10_archive.sha256_of(path)[:16])
+  return cifar10_archive.sha256_of(
+      index if os.path.exists(index) else checkpoint)
 
 
 def _copy_class_names(data_dir, folder):
@@ -322,7 +324,7 @@ def export(flags, checkpoint):
   serving.check_folder(flags.export, '--export')
   contents = tf.placeholder(tf.string, [None], 'images')
   images = network.decode_and_preprocess(contents, flags.image_size)
-  probabilities, found = _classify(images, flags.num_classes, flags.aux_logits)
+  probabilities, found = _classify(images, flags)
   signatures = {
       'serving_default': {'classes': tf.argmax(probabilities, 1),
                           'probabilities': probabilities},
@@ -366,7 +368,8 @@ def build_parser():
   add('--num-classes', type=int, default=network.NUM_CLASSES,
       help='logits (default: %(default)s)')
   add('--no-aux-logits', dest='aux_logits', action='store_false',
-      help='leave the second head out of the graph')
+      help='leave the second head out of the graph, as with any other '
+      '--image-size than %d' % network.IMAGE_SIZE)
   add('--exclude-scopes', type=usage.comma_separated(str), default=[],
       metavar='SCOPE,...', help='variables below these are not restored, but '
       'random')

@@ -28,7 +28,7 @@ import inception_resnet_v2 as network
 from tf_compat import read_records, tf
 from usage import UsageError
 
-SMALL = ('--image-size', 75, '--no-aux-logits')
+SMALL = ('--image-size', 75)
 
 
 def encode(op):
@@ -290,6 +290,15 @@ def test_features_of_another_network_or_size_are_not_mixed_in(
   with pytest.raises(UsageError, match='begun with image size 75, now it is '
                      '80; use another folder'):
     call(extract_tf_slim, *(args + ['--image-size', 80]))
+
+
+def test_subsets_may_be_extracted_one_after_the_other(tmp_path):
+  first = {'batch_size': 4, 'examples_of_train': 10}
+  features.begin(str(tmp_path), first)
+  features.begin(str(tmp_path), {'batch_size': 4, 'examples_of_eval': 5})
+  features.begin(str(tmp_path), first)
+  with pytest.raises(UsageError, match='examples of eval 5, now it is 6'):
+    features.begin(str(tmp_path), {'batch_size': 4, 'examples_of_eval': 6})
 
 
 def test_features_do_not_go_where_pictures_are(small_data):
