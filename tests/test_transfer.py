@@ -200,6 +200,10 @@ def test_fine_tuning_starts_from_the_checkpoint_and_resumes(
            '--warm-start-from', inception_checkpoint, '--learning-rate', 1e-4)
   call(transfer, *(flags + ('--train-steps', 1, '--body-learning-rate', 0)))
   reader = cifar10_utils.open_checkpoint(inception_checkpoint, '--x')
+  frozen = tmp_path / 'frozen'
+  call(transfer, *(('--data-dir', digits_dir, '--job-dir', frozen) +
+                   flags[4:] + ('--train-steps', 1, '--trainable-scopes',
+                                transfer.HEAD)))
   first = variables(job_dir)
   body = {name for name in first if 'Momentum' not in name and
           name.startswith('InceptionResnetV2') and not name.startswith(HEAD)}
@@ -215,6 +219,10 @@ def test_fine_tuning_starts_from_the_checkpoint_and_resumes(
                                                        second[name])]
   assert any('moving_mean' in name for name in moved)
   assert any('weights' in name for name in moved)
+
+  with pytest.raises(UsageError, match='has not trained all of'):
+    call(transfer, *(('--data-dir', digits_dir, '--job-dir', frozen) +
+                     flags[4:] + ('--train-steps', 2)))
 
   call(transfer, *(flags + ('--mode', 'evaluate', '--export-dir',
                             tmp_path / 'model')))
