@@ -37,7 +37,7 @@ def get_model_fn(num_gpus, variable_strategy, num_workers, virtual_devices=0,
     towers, update_ops = _build_towers(
         devices, variable_strategy, scope,
         functools.partial(build_tower, is_training, params=params),
-        features, labels)
+        features, labels, cluster.caching_device(config))
     losses, gradvars, tower_predictions = zip(*towers)
     predictions = {name: tf.concat([p[name] for p in tower_predictions], 0)
                    for name in tower_predictions[0]}
@@ -60,7 +60,7 @@ def get_model_fn(num_gpus, variable_strategy, num_workers, virtual_devices=0,
 
 
 def _build_towers(devices, variable_strategy, scope, build_tower, features,
-                  labels):
+                  labels, caching_device):
   """Builds one tower per device on shared variables.
 
   Returns:
@@ -81,7 +81,7 @@ def _build_towers(devices, variable_strategy, scope, build_tower, features,
     device_setter = cifar10_utils.local_device_setter(
         worker_device=devices[i], **placement)
     with tf.variable_scope(scope or tf.get_variable_scope(),
-                           reuse=bool(i != 0)), \
+                           reuse=bool(i != 0), caching_device=caching_device), \
         tf.name_scope('tower_%d' % i) as name_scope, tf.device(device_setter):
       towers.append(build_tower(feature, label))
       if i == 0:
