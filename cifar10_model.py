@@ -44,7 +44,7 @@ class ResNetCifar10(model_base.ResNet):
 
   def __init__(self, num_layers, is_training, batch_norm_decay,
                batch_norm_epsilon, data_format='channels_first', block='v1',
-               num_classes=10 + 1):
+               num_classes=10 + 1, precision='float32'):
     """See ResNet for the arguments not listed here.
 
     Args:
@@ -52,6 +52,8 @@ class ResNetCifar10(model_base.ResNet):
       block: 'v1', 'v2' or 'bottleneck_v2'.
       num_classes: int, number of logits; one more than the ten classes by
         default, in case labels start at 1.
+      precision: 'float32', 'bfloat16' or 'float16', type of what passes between
+        the layers (arXiv 1710.03740, section 3.1).
 
     Raises:
       ValueError: if `num_layers` does not fit `block`.
@@ -61,6 +63,7 @@ class ResNetCifar10(model_base.ResNet):
     self.n = units_per_stage(num_layers, block)
     self.num_classes = num_classes
     self.block = block
+    self.precision = precision
     width = 4 if block == 'bottleneck_v2' else 1
     self.filters = [16, 16 * width, 32 * width, 64 * width]
     self.strides = [1, 2, 2]
@@ -81,7 +84,7 @@ class ResNetCifar10(model_base.ResNet):
                         else [0, 2, 3, 1])
       x = tf.transpose(x, to_computation)
 
-    x = x / 128 - 1  # to [-1, 1)
+    x = tf.cast(x / 128 - 1, self.precision)  # to [-1, 1)
     x = self._conv(x, 3, 16, 1)  # [N, 32, 32, 16]
     # Differs from 2017: pre-activation units bring their own BN-ReLU and leave
     # their sum bare, so the net has one BN-ReLU after the last unit instead of
@@ -97,7 +100,8 @@ class ResNetCifar10(model_base.ResNet):
 
     if pre_activation:
       x = self._relu(self._batch_norm(x))
-    x = self._global_avg_pool(x)  # [N, filters]
+    # What follows is little work and wants the precision.
+    x = self._global_avg_pool(tf.cast(x, tf.float32))  # [N, filters]
     return self._fully_connected(x, self.num_classes)
 
   def _stage(self, x, stage):

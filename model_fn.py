@@ -11,6 +11,10 @@ import summaries
 import visualize_weights
 from tf_compat import estimator, tf
 
+# Gradients of activations, divided by the batch size, would underflow in
+# float16 (arXiv 1710.03740, section 3.2).
+LOSS_SCALE = 1024
+
 
 def get_model_fn(num_gpus, variable_strategy, num_workers, virtual_devices=0):
   """Returns the Estimator's model function.
@@ -76,7 +80,8 @@ def _build_towers(devices, variable_strategy, is_training, features, labels,
       towers.append(_tower_fn(
           is_training, params.weight_decay, image, label, params.data_format,
           params.num_layers, params.batch_norm_decay,
-          params.batch_norm_epsilon, params.block, params.num_classes))
+          params.batch_norm_epsilon, params.block, params.num_classes,
+          params.precision))
       if i == 0:
         update_ops = tf.get_collection(tf.GraphKeys.UPDATE_OPS, name_scope)
   return towers, update_ops
@@ -84,7 +89,7 @@ def _build_towers(devices, variable_strategy, is_training, features, labels,
 
 def _tower_fn(is_training, weight_decay, feature, label, data_format,
               num_layers, batch_norm_decay, batch_norm_epsilon, block='v1',
-              num_classes=10 + 1):
+              num_classes=10 + 1, precision='float32'):
   """Builds the network on one device.
 
   Args:
@@ -101,7 +106,7 @@ def _tower_fn(is_training, weight_decay, feature, label, data_format,
   """
   model = cifar10_model.ResNetCifar10(
       num_layers, is_training, batch_norm_decay, batch_norm_epsilon,
-      data_format, block, num_classes)
+      data_format, block, num_classes, precision)
   logits = model.forward_pass(feature, input_data_format='channels_last')
   predictions = {
       'classes': tf.argmax(logits, axis=1),
@@ -111,19 +116,34 @@ def _tower_fn(is_training, weight_decay, feature, label, data_format,
   if label is None:
     return None, [], predictions
 
-  model_params = tf.trainable_variables()
   loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(
       logits=logits, labels=label))
-  loss += _weight_decay_loss(weight_decay)
+  weights = tf.trainable_variables()
   if not is_training:
-    return loss, [], predictions
-  gradients = tf.gradients(loss, model_params)
-  return loss, list(zip(gradients, model_params)), predictions
+    return loss + _weight_decay_loss(weight_decay), [], predictions
+  scale = LOSS_SCALE if precision == 'float16' else 1
+  gradients = tf.gradients(loss * scale if scale > 1 else loss, weights)
+  # One op for the gradient of the decay, where `tf.gradients` makes several for
+  # each variable.
+  packed = _pack(weights)
+  gradient = _pack(gradients) / scale + weight_decay * packed
+  loss += weight_decay * tf.nn.l2_loss(packed)
+  return loss, list(zip(_unpack(gradient, weights), weights)), predictions
 
 
 def _weight_decay_loss(weight_decay):
-  return weight_decay * tf.add_n(
-      [tf.nn.l2_loss(v) for v in tf.trainable_variables()])
+  return weight_decay * tf.nn.l2_loss(_pack(tf.trainable_variables()))
+
+
+def _pack(tensors):
+  """All values in one float32 vector."""
+  return tf.concat([tf.reshape(t, [-1]) for t in tensors], 0)
+
+
+def _unpack(packed, like):
+  """Cuts a vector into tensors with the shapes of `like`."""
+  pieces = tf.split(packed, [t.shape.num_elements() for t in like])
+  return [tf.reshape(piece, t.shape) for piece, t in zip(pieces, like)]
 
 
 def _training_spec(losses, gradvars, update_ops, predictions, labels, params,
@@ -183,16 +203,26 @@ def _training_spec(losses, gradvars, update_ops, predictions, labels, params,
 
 
 def _average_gradients(tower_gradvars):
-  """Mean over towers of each variable's gradient, on the variable's device."""
-  averaged = []
+  """Mean over towers of each variable's gradient, on the variable's device.
+
+  The gradients that meet on a device travel and are added as one vector.
+  """
+  if len(tower_gradvars) == 1:
+    return tower_gradvars[0]
+  variables = [v for _, v in tower_gradvars[0]]
+  averaged = {}
   with tf.name_scope('gradient_averaging'):
-    for same_variable in zip(*tower_gradvars):
-      gradients, variables = zip(*same_variable)
-      with tf.device(variables[0].device):
-        mean = (gradients[0] if len(gradients) == 1 else
-                tf.multiply(tf.add_n(gradients), 1. / len(gradients)))
-      averaged.append((mean, variables[0]))
-  return averaged
+    for device in sorted({v.device for v in variables}):
+      here = [i for i, v in enumerate(variables) if v.device == device]
+      packed = []
+      for gradvars in tower_gradvars:
+        gradients = [gradvars[i][0] for i in here]
+        with tf.device(gradients[0].device):
+          packed.append(_pack(gradients))
+      with tf.device(device):
+        mean = tf.add_n(packed) * (1. / len(packed))
+        averaged.update(zip(here, _unpack(mean, [variables[i] for i in here])))
+  return [(averaged[i], v) for i, v in enumerate(variables)]
 
 
 def _evaluation_spec(losses, predictions, labels, params):
