@@ -27,6 +27,7 @@ RANGES = (
     ('eval_every_secs', 0, None),
     ('save_checkpoints_steps', 1, None),
     ('summary_steps', 1, None),
+    ('steps_per_call', 1, None),
     ('keep_checkpoint_max', 0, None),
     ('start_timeout_secs', 0, None),
     ('max_restarts', 0, None),
@@ -43,28 +44,40 @@ def resolve_flags(flags, num_workers=1):
     flags: Namespace of all flags of cifar10_main.py; changed in place.
     num_workers: int, processes of the cluster that train.
   """
-  for name, lowest, highest in RANGES:
-    _check_range(name, getattr(flags, name), lowest, highest)
-  _require(not set(flags.job_dir) & set('*?[]\\'), 'job_dir', flags.job_dir,
-           'a name without *?[]\\, which TensorFlow takes for a pattern')
-  for name in ('momentum', 'batch_norm_decay'):
-    value = getattr(flags, name)
-    _require(0 <= value < 1, name, value, 'a number in [0, 1)')
+  resolve_training_flags(flags, num_workers)
+  _require(0 <= flags.batch_norm_decay < 1, 'batch_norm_decay',
+           flags.batch_norm_decay, 'a number in [0, 1)')
   _require(flags.batch_norm_epsilon > 0, 'batch_norm_epsilon',
            flags.batch_norm_epsilon, 'a number above 0')
   try:
     cifar10_model.units_per_stage(flags.num_layers, flags.block)
   except ValueError as e:
     raise UsageError('--num-layers %s: %s' % (flags.num_layers, e))
-  _check_schedule(flags.lr_boundaries_epochs, flags.lr_factors)
-  _require(not flags.sync or num_workers > 1, 'sync', 'with one worker',
-           'a cluster with more of them; leave it out')
-  _resolve_devices(flags)
+  _require(flags.precision == 'float32' or cifar10_model.runs_precision(
+      flags.block, flags.data_format, flags.precision), 'precision',
+           flags.precision, 'float32: this TensorFlow has no kernels for the '
+           'other on this device')
   if flags.learning_rate is None:
     flags.learning_rate = DEFAULT_LEARNING_RATE[flags.block]
     if flags.block != 'v1':
       tf.logging.info('--learning-rate is %g by default for --block %s, which '
                       'diverges at 0.1', flags.learning_rate, flags.block)
+
+
+def resolve_training_flags(flags, num_workers=1):
+  """Does so for the flags that training has with any network."""
+  for name, lowest, highest in RANGES:
+    _check_range(name, getattr(flags, name, None), lowest, highest)
+  _require(not set(flags.job_dir) & set('*?[]\\'), 'job_dir', flags.job_dir,
+           'a name without *?[]\\, which TensorFlow takes for a pattern')
+  _require(0 <= flags.momentum < 1, 'momentum', flags.momentum,
+           'a number in [0, 1)')
+  _check_schedule(flags.lr_boundaries_epochs, flags.lr_factors)
+  _require(not flags.sync or num_workers > 1, 'sync', 'with one worker',
+           'a cluster with more of them; leave it out')
+  _require(flags.steps_per_call == 1 or num_workers == 1, 'steps_per_call',
+           flags.steps_per_call, '1 in a cluster, whose workers share steps')
+  _resolve_devices(flags)
 
 
 def _require(condition, flag, value, allowed):
@@ -120,12 +133,13 @@ def _resolve_devices(flags):
              'right channels_first kernels on the CPU')
 
 
-def count_checked_examples(flags, task=None):
+def count_checked_examples(flags, task=None, data_set=Cifar10DataSet):
   """Reads the subsets that the mode needs, every record once.
 
   Args:
     flags: resolved flags.
     task: Task of this process in a cluster, or None.
+    data_set: class of the data.
 
   Returns:
     Ordered dict of subset to number of examples.
@@ -141,7 +155,7 @@ def count_checked_examples(flags, task=None):
                'worker': ['train'], 'evaluator': ['validation']}[task.type]
   examples = collections.OrderedDict()
   for subset in subsets:
-    examples[subset] = Cifar10DataSet(flags.data_dir, subset).check_records(
+    examples[subset] = data_set(flags.data_dir, subset).check_records(
         flags.num_classes)
   return examples
 

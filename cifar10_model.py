@@ -120,6 +120,25 @@ class ResNetCifar10(model_base.ResNet):
     return x
 
 
+def runs_precision(block, data_format, precision):
+  """True if this process has the kernels to train in this precision.
+
+  It depends on release, device and oneDNN, so the smallest network tries.
+  """
+  with tf.Graph().as_default(), tf.Session() as session:
+    try:
+      logits = ResNetCifar10(
+          3 * LAYERS_PER_UNIT[block] + 2, True, 0.9, 1e-5, data_format, block,
+          precision=precision).forward_pass(tf.ones([2, 32, 32, 3]))
+      gradients = tf.gradients(logits, tf.trainable_variables())
+      session.run(tf.global_variables_initializer())
+      session.run(gradients)
+    except (TypeError, tf.errors.InvalidArgumentError,
+            tf.errors.UnimplementedError):
+      return False
+  return True
+
+
 def variable_shapes(num_layers, block, num_classes):
   """Dict of variable name to shape (list of int) of the whole network."""
   with tf.Graph().as_default(), tf.variable_scope('resnet'):

@@ -12,11 +12,12 @@ from tf_compat import estimator, tf
 from usage import UsageError
 
 
-def log_configuration(flags, examples, task=None):
+def log_configuration(flags, network, examples, task=None):
   """Logs what the flags came to, before training starts.
 
   Args:
     flags: resolved flags.
+    network: str, what is trained.
     examples: dict of subset to number of examples.
     task: Task of this process in a cluster, or None.
   """
@@ -24,8 +25,7 @@ def log_configuration(flags, examples, task=None):
   devices = tower_devices(flags.num_gpus, flags.virtual_devices)
   log('Towers on %s; variables on the %s; %s', ', '.join(devices),
       flags.variable_strategy, flags.data_format)
-  log('Network: %d layers, block %s, %d logits', flags.num_layers, flags.block,
-      flags.num_classes)
+  log('Network: %s, %d logits', network, flags.num_classes)
   log('Examples: %s', ', '.join('%s %d' % item for item in examples.items()))
   if task:
     log('This is %s of %d that train %ssynchronously', task.name,

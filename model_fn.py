@@ -3,20 +3,24 @@
 One tower per device on shared variables, gradients averaged on the device of
 their variable, batch norm statistics from tower 0.
 """
+import functools
+
 import cifar10_model
 import cifar10_utils
 import cluster
+import step_loop
 import stop_signals
 import summaries
 import visualize_weights
-from tf_compat import estimator, tf
+from tf_compat import estimator, set_step_that_hooks_read, tf
 
 # Gradients of activations, divided by the batch size, would underflow in
 # float16 (arXiv 1710.03740, section 3.2).
 LOSS_SCALE = 1024
 
 
-def get_model_fn(num_gpus, variable_strategy, num_workers, virtual_devices=0):
+def get_model_fn(num_gpus, variable_strategy, num_workers, virtual_devices=0,
+                 build_tower=None, scope='resnet'):
   """Returns the Estimator's model function.
 
   Args:
@@ -24,22 +28,26 @@ def get_model_fn(num_gpus, variable_strategy, num_workers, virtual_devices=0):
     variable_strategy: 'CPU' or 'GPU', where variables live and are updated.
     num_workers: int, workers of the cluster.
     virtual_devices: int, towers on virtual CPU devices instead.
+    build_tower: callable from is_training, feature, label and params to what
+      `_tower_fn` returns; the ResNet if None.
+    scope: str, variable scope around the towers; '' for none.
   """
+  build_tower = build_tower or _resnet_tower
   devices = cifar10_utils.tower_devices(num_gpus, virtual_devices)
 
-  def _resnet_model_fn(features, labels, mode, params, config=None):
-    """Builds towers for lists of image and label tensors, one per tower."""
+  def _model_fn(features, labels, mode, params, config=None):
+    """Builds towers for lists of feature and label tensors, one per tower."""
     is_training = mode == estimator.ModeKeys.TRAIN
     labels = labels or [None] * len(features)
-    towers, update_ops = _build_towers(devices, variable_strategy, is_training,
-                                       features, labels, params)
-    losses, gradvars, tower_predictions = zip(*towers)
-    predictions = {name: tf.concat([p[name] for p in tower_predictions], 0)
-                   for name in tower_predictions[0]}
+    tower = functools.partial(build_tower, is_training, params=params)
+    build = functools.partial(
+        _build_towers, devices, variable_strategy, scope,
+        functools.partial(_compiled, tower) if params.xla else tower)
     if is_training:
-      return _training_spec(losses, gradvars, update_ops, predictions, labels,
-                            params, _consolidation_device(), num_workers,
-                            is_chief=config is None or config.is_chief)
+      is_chief = config is None or config.is_chief
+      return _training_spec(build, features, labels, params,
+                            _consolidation_device(), num_workers, is_chief)
+    (losses, _, predictions), _ = build(features, labels)
     if mode == estimator.ModeKeys.EVAL:
       summaries.keep_for_pictures(tf.concat(features, 0), tf.concat(labels, 0),
                                   predictions)
@@ -51,16 +59,17 @@ def get_model_fn(num_gpus, variable_strategy, num_workers, virtual_devices=0):
     """Device of the updates: that of the first tower, or the CPU."""
     return devices[0] if variable_strategy == 'GPU' else '/cpu:0'
 
-  return _resnet_model_fn
+  return _model_fn
 
 
-def _build_towers(devices, variable_strategy, is_training, features, labels,
-                  params):
+def _build_towers(devices, variable_strategy, scope, build_tower, features,
+                  labels):
   """Builds one tower per device on shared variables.
 
   Returns:
-    List of `_tower_fn` results, and the batch-norm updates of tower 0: all
-    towers see the same distribution, so one set is enough and saves time.
+    Losses and gradients of the towers, and the predictions for all examples;
+    the batch-norm updates of tower 0: all towers see the same distribution, so
+    one set is enough and saves time.
   """
   # One strategy for all towers: it remembers what each device holds.
   if variable_strategy == 'GPU':
@@ -72,19 +81,33 @@ def _build_towers(devices, variable_strategy, is_training, features, labels,
     placement = {}
 
   towers = []
-  for i, (image, label) in enumerate(zip(features, labels)):
+  for i, (feature, label) in enumerate(zip(features, labels)):
     device_setter = cifar10_utils.local_device_setter(
         worker_device=devices[i], **placement)
-    with tf.variable_scope('resnet', reuse=bool(i != 0)), \
+    with tf.variable_scope(scope or tf.get_variable_scope(),
+                           reuse=bool(i != 0)), \
         tf.name_scope('tower_%d' % i) as name_scope, tf.device(device_setter):
-      towers.append(_tower_fn(
-          is_training, params.weight_decay, image, label, params.data_format,
-          params.num_layers, params.batch_norm_decay,
-          params.batch_norm_epsilon, params.block, params.num_classes,
-          params.precision))
+      towers.append(build_tower(feature, label))
       if i == 0:
         update_ops = tf.get_collection(tf.GraphKeys.UPDATE_OPS, name_scope)
-  return towers, update_ops
+  losses, gradvars, tower_predictions = zip(*towers)
+  predictions = {name: tf.concat([p[name] for p in tower_predictions], 0)
+                 for name in tower_predictions[0]}
+  return (losses, gradvars, predictions), update_ops
+
+
+def _compiled(build_tower, *args):
+  """Builds a tower, its gradients too, for XLA to compile."""
+  with tf.xla.experimental.jit_scope():
+    return build_tower(*args)
+
+
+def _resnet_tower(is_training, feature, label, params):
+  """The ResNet that the flags describe, on one device: see `_tower_fn`."""
+  return _tower_fn(
+      is_training, params.weight_decay, feature, label, params.data_format,
+      params.num_layers, params.batch_norm_decay, params.batch_norm_epsilon,
+      params.block, params.num_classes, params.precision)
 
 
 def _tower_fn(is_training, weight_decay, feature, label, data_format,
@@ -108,6 +131,16 @@ def _tower_fn(is_training, weight_decay, feature, label, data_format,
       num_layers, is_training, batch_norm_decay, batch_norm_epsilon,
       data_format, block, num_classes, precision)
   logits = model.forward_pass(feature, input_data_format='channels_last')
+  return classify(logits, label, is_training, weight_decay,
+                  LOSS_SCALE if precision == 'float16' else 1)
+
+
+def classify(logits, label, is_training, weight_decay, loss_scale=1):
+  """What follows a network's logits; see `_tower_fn`.
+
+  Args:
+    loss_scale: factor of the loss while gradients pass through the layers.
+  """
   predictions = {
       'classes': tf.argmax(logits, axis=1),
       'probabilities': tf.nn.softmax(logits),
@@ -121,12 +154,13 @@ def _tower_fn(is_training, weight_decay, feature, label, data_format,
   weights = tf.trainable_variables()
   if not is_training:
     return loss + _weight_decay_loss(weight_decay), [], predictions
-  scale = LOSS_SCALE if precision == 'float16' else 1
-  gradients = tf.gradients(loss * scale if scale > 1 else loss, weights)
+  gradients = tf.gradients(
+      loss, weights, grad_ys=tf.constant(float(loss_scale)),
+      unconnected_gradients=tf.UnconnectedGradients.ZERO)
   # One op for the gradient of the decay, where `tf.gradients` makes several for
   # each variable.
   packed = _pack(weights)
-  gradient = _pack(gradients) / scale + weight_decay * packed
+  gradient = _pack(gradients) * (1. / loss_scale) + weight_decay * packed
   loss += weight_decay * tf.nn.l2_loss(packed)
   return loss, list(zip(_unpack(gradient, weights), weights)), predictions
 
@@ -146,33 +180,74 @@ def _unpack(packed, like):
   return [tf.reshape(piece, t.shape) for piece, t in zip(pieces, like)]
 
 
-def _training_spec(losses, gradvars, update_ops, predictions, labels, params,
-                   device, num_workers, is_chief):
-  """Averages the towers' gradients and applies them on `device`."""
-  gradvars = _average_gradients(gradvars)
+def _training_spec(build, features, labels, params, device, num_workers,
+                   is_chief):
+  """Trains on the towers that `build` makes; updates run on `device`."""
+  rates = []  # of the step that is being built
+  optimizer = tf.train.MomentumOptimizer(lambda: rates[-1], params.momentum)
+  if params.sync:
+    optimizer = tf.train.SyncReplicasOptimizer(
+        optimizer, replicas_to_aggregate=num_workers)
+
+  def build_step(features, labels):
+    towers, update_ops = build(features, labels)
+    gradvars = _average_gradients(towers[1])
+    with tf.device(device):
+      rates.append(cifar10_utils.learning_rate_schedule(
+          tf.train.get_global_step(), params.learning_rate,
+          _boundaries(params, num_workers), params.lr_factors))
+      apply_gradients = optimizer.apply_gradients(
+          gradvars, global_step=tf.train.get_global_step())
+      return tf.group(apply_gradients, *update_ops), gradvars, towers
+
+  before = []
+  if params.steps_per_call > 1:
+    before, features, labels = step_loop.run_all_but_last(
+        lambda *batch: build_step(*batch)[0], features, labels,
+        params.steps_per_call, params.train_steps)
+  with tf.control_dependencies(before):
+    train_op, gradvars, (losses, _, predictions) = build_step(features, labels)
   with tf.device(device):
-    learning_rate = cifar10_utils.learning_rate_schedule(
-        tf.train.get_global_step(), params.learning_rate,
-        _boundaries(params, num_workers), params.lr_factors)
-    optimizer = tf.train.MomentumOptimizer(learning_rate, params.momentum)
-    if params.sync:
-      optimizer = tf.train.SyncReplicasOptimizer(
-          optimizer, replicas_to_aggregate=num_workers)
-    apply_gradients = optimizer.apply_gradients(
-        gradvars, global_step=tf.train.get_global_step())
-    train_op = tf.group(apply_gradients, *update_ops)
     loss = tf.reduce_mean(losses, name='loss')
     hits = tf.equal(predictions['classes'],
                     tf.cast(tf.concat(labels, 0), tf.int64))
     accuracy = tf.reduce_mean(tf.cast(hits, tf.float32), name='accuracy')
+  if params.steps_per_call > 1:
+    set_step_that_hooks_read(train_op)
+  _add_summaries(loss, accuracy, rates[-1], gradvars, predictions, labels,
+                 params)
+  hooks = _training_hooks(loss, accuracy, rates[-1], params)
+  if params.sync:
+    hooks.append(cluster.SyncHook(optimizer, is_chief))
+  if params.log_device_placement:
+    cifar10_utils.log_variables_per_device()
+  return estimator.EstimatorSpec(
+      estimator.ModeKeys.TRAIN, loss=loss, train_op=train_op,
+      training_hooks=hooks,
+      # All summaries up to here, without the Estimator's own `loss_1`.
+      scaffold=tf.train.Scaffold(summary_op=tf.summary.merge_all()))
 
+
+def _add_summaries(loss, accuracy, learning_rate, gradvars, predictions, labels,
+                   params):
+  """Adds what --summaries and --visualize-activations ask for."""
   if params.summaries != 'none':
     with tf.name_scope('weight_decay'):
       decay_loss = _weight_decay_loss(params.weight_decay)
     summaries.add_scalars(loss, decay_loss, accuracy, learning_rate, gradvars)
+  if params.summaries == 'full':
+    size = tf.shape(labels[0])[0]
+    summaries.add_histograms(predictions['logits'][:size], labels[0], gradvars)
+  if params.visualize_activations:
+    summaries.add_activation_pictures(params.data_format)
+
+
+def _training_hooks(loss, accuracy, learning_rate, params):
+  """The hooks of every training, and those that flags ask for."""
   hooks = [
       tf.train.LoggingTensorHook(
-          {'learning_rate': learning_rate, 'loss': loss}, every_n_iter=100),
+          {'learning_rate': learning_rate, 'loss': loss},
+          every_n_iter=-(-100 // params.steps_per_call)),
       cifar10_utils.ExamplesPerSecondHook(
           params.train_batch_size, params.summary_steps, output_dir=(
               params.job_dir if params.summaries != 'none' else None)),
@@ -181,25 +256,14 @@ def _training_spec(losses, gradvars, update_ops, predictions, labels, params,
           {'loss': loss, 'accuracy': accuracy, 'rate': learning_rate}),
       stop_signals.StopHook(),
   ]
-  if params.sync:
-    hooks.append(cluster.SyncHook(optimizer, is_chief))
-  if params.log_device_placement:
-    cifar10_utils.log_variables_per_device()
   if params.summaries == 'full':
-    size = tf.shape(labels[0])[0]
-    summaries.add_histograms(predictions['logits'][:size], labels[0], gradvars)
     hooks.append(visualize_weights.KernelsHook(params.job_dir,
                                                params.summary_steps))
-  if params.visualize_activations:
-    summaries.add_activation_pictures(params.data_format)
   if params.profile_steps:
-    hooks.append(summaries.ProfileHook(*params.profile_steps,
-                                       output_dir=params.job_dir))
-  return estimator.EstimatorSpec(
-      estimator.ModeKeys.TRAIN, loss=loss, train_op=train_op,
-      training_hooks=hooks,
-      # All summaries up to here, without the Estimator's own `loss_1`.
-      scaffold=tf.train.Scaffold(summary_op=tf.summary.merge_all()))
+    hooks.append(summaries.ProfileHook(
+        *params.profile_steps, output_dir=params.job_dir,
+        steps_per_call=params.steps_per_call))
+  return hooks
 
 
 def _average_gradients(tower_gradvars):

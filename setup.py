@@ -10,11 +10,13 @@ setup(
     description='ResNet on CIFAR-10 with the TensorFlow Estimator',
     python_requires='>=3.7, !=3.8.*, <3.14',
     py_modules=[
-        'atomic_files', 'checks', 'cifar10', 'cifar10_archive', 'cifar10_main',
-        'cifar10_model', 'cifar10_utils', 'cluster', 'custom_sigmoid',
-        'generate_cifar10_tfrecords', 'gradients', 'local_cluster',
-        'model_base', 'model_fn', 'pictures', 'sigmoid', 'stop_signals',
-        'summaries', 'tf_compat', 'training', 'usage', 'visualize_weights',
+        'atomic_files', 'checkpoints', 'checks', 'cifar10', 'cifar10_archive',
+        'cifar10_main', 'cifar10_model', 'cifar10_utils', 'cluster',
+        'custom_sigmoid', 'extract_tf_slim', 'features',
+        'generate_cifar10_tfrecords', 'gradients', 'inception_resnet_v2',
+        'local_cluster', 'machine', 'model_base', 'model_fn', 'pictures',
+        'sigmoid', 'step_loop', 'stop_signals', 'summaries', 'tf_compat',
+        'training', 'transfer', 'usage', 'visualize_weights',
     ],
     install_requires=[
         # 1.15 is for Python 3.7, and its protocol buffers end at 3.20.
