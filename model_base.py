@@ -139,8 +139,8 @@ class ResNet(object):
           'kernel', [kernel_size, kernel_size, self._channels(x), filters],
           initializer=tf.glorot_uniform_initializer())
       return tf.nn.conv2d(
-          x, tf.cast(kernel, x.dtype), strides=self._window(strides), padding=padding,
-          data_format=self._layout())
+          x, tf.cast(kernel, x.dtype), strides=self._window(strides),
+          padding=padding, data_format=self._layout())
 
   def _batch_norm(self, x):
     """Fused batch norm with gamma and beta (arXiv 1502.03167).

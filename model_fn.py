@@ -12,7 +12,7 @@ import step_loop
 import stop_signals
 import summaries
 import visualize_weights
-from tf_compat import estimator, set_step_that_hooks_read, tf
+from tf_compat import estimator, tf
 
 # Gradients of activations, divided by the batch size, would underflow in
 # float16 (arXiv 1710.03740, section 3.2).
@@ -63,8 +63,8 @@ def get_model_fn(num_gpus, variable_strategy, num_workers, virtual_devices=0,
 
 
 def _build_towers(devices, variable_strategy, scope, build_tower, features,
-                  labels):
-  """Builds one tower per device on shared variables.
+                  labels, reuse=False):
+  """Builds one tower per device on shared variables, old ones if `reuse`.
 
   Returns:
     Losses and gradients of the towers, and the predictions for all examples;
@@ -85,7 +85,7 @@ def _build_towers(devices, variable_strategy, scope, build_tower, features,
     device_setter = cifar10_utils.local_device_setter(
         worker_device=devices[i], **placement)
     with tf.variable_scope(scope or tf.get_variable_scope(),
-                           reuse=bool(i != 0)), \
+                           reuse=reuse or bool(i != 0)), \
         tf.name_scope('tower_%d' % i) as name_scope, tf.device(device_setter):
       towers.append(build_tower(feature, label))
       if i == 0:
@@ -190,7 +190,7 @@ def _training_spec(build, features, labels, params, device, num_workers,
         optimizer, replicas_to_aggregate=num_workers)
 
   def build_step(features, labels):
-    towers, update_ops = build(features, labels)
+    towers, update_ops = build(features, labels, reuse=bool(rates))
     gradvars = _average_gradients(towers[1])
     with tf.device(device):
       rates.append(cifar10_utils.learning_rate_schedule(
@@ -212,20 +212,20 @@ def _training_spec(build, features, labels, params, device, num_workers,
     hits = tf.equal(predictions['classes'],
                     tf.cast(tf.concat(labels, 0), tf.int64))
     accuracy = tf.reduce_mean(tf.cast(hits, tf.float32), name='accuracy')
-  if params.steps_per_call > 1:
-    set_step_that_hooks_read(train_op)
   _add_summaries(loss, accuracy, rates[-1], gradvars, predictions, labels,
                  params)
   hooks = _training_hooks(loss, accuracy, rates[-1], params)
+  # All summaries up to here, without the Estimator's own `loss_1`.
+  scaffold = tf.train.Scaffold(summary_op=tf.summary.merge_all())
+  if params.steps_per_call > 1:
+    hooks += step_loop.hooks(params, scaffold)
   if params.sync:
     hooks.append(cluster.SyncHook(optimizer, is_chief))
   if params.log_device_placement:
     cifar10_utils.log_variables_per_device()
   return estimator.EstimatorSpec(
       estimator.ModeKeys.TRAIN, loss=loss, train_op=train_op,
-      training_hooks=hooks,
-      # All summaries up to here, without the Estimator's own `loss_1`.
-      scaffold=tf.train.Scaffold(summary_op=tf.summary.merge_all()))
+      training_hooks=hooks, scaffold=scaffold)
 
 
 def _add_summaries(loss, accuracy, learning_rate, gradvars, predictions, labels,

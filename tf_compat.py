@@ -118,18 +118,6 @@ def use_graph_mode():
   tf.enable_resource_variables()
 
 
-def set_step_that_hooks_read(train_op):
-  """Lets TensorFlow's hooks read the global step after `train_op` has run.
-
-  Their own reading may come before or after. One step more or less they allow
-  for, but not the several of a loop: training would not end where it should.
-  """
-  from tensorflow.python.training import training_util
-  with tf.control_dependencies([train_op]):
-    step = tf.identity(tf.train.get_global_step().read_value())
-  tf.get_collection_ref(training_util.GLOBAL_STEP_READ_KEY)[:] = [step]
-
-
 def set_recovery_wait_secs(secs):
   """Sets how often a worker looks whether the chief has initialised or
   restored the variables: every 30 s in TensorFlow, which has no setting."""
