@@ -1,7 +1,10 @@
 """Files that appear whole or not at all: temporary name, fsync, rename."""
 import contextlib
+import fcntl
 import os
 import shutil
+
+from usage import UsageError
 
 SUFFIX = '.unfinished'
 
@@ -63,3 +66,23 @@ def whole_files(paths, superseded=()):
   finally:
     for temporary in temporaries:
       remove(temporary)
+
+
+@contextlib.contextmanager
+def locked_folder(path, flag):
+  """Keeps a second run out of a folder.
+
+  Raises:
+    UsageError: naming the flag, if another process is in it.
+  """
+  descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+  try:
+    try:
+      fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      raise UsageError('%s %s: another run is writing there' % (flag, path))
+    except OSError:
+      pass  # some network file systems cannot lock folders
+    yield
+  finally:
+    os.close(descriptor)  # and unlocks

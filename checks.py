@@ -6,6 +6,7 @@ the flag or file, its value, what is allowed.
 import collections
 import os
 
+import checkpoint_variables
 import cifar10_model
 import cifar10_utils
 from cifar10 import Cifar10DataSet
@@ -161,21 +162,61 @@ def count_checked_examples(flags, task=None, data_set=Cifar10DataSet):
 
 
 def find_matching_checkpoint(flags):
-  """Returns the prefix of the newest checkpoint in the job directory or None.
+  """Returns `find_checkpoint` if it fits the network that the flags describe.
 
   Raises:
     UsageError: if it is of another network, or missing where one is needed.
   """
-  checkpoint = cifar10_utils.latest_checkpoint(flags.job_dir)
+  checkpoint = find_checkpoint(flags)
   if checkpoint:
     cifar10_utils.check_checkpoint(checkpoint, cifar10_model.variable_shapes(
         flags.num_layers, flags.block, flags.num_classes))
     cifar10_utils.check_block(checkpoint, cifar10_model.UNIT_SCOPES,
                               flags.block)
-  elif flags.mode == 'evaluate':
+  return checkpoint
+
+
+def find_checkpoint(flags):
+  """Returns the prefix of the newest checkpoint in the job directory or None.
+
+  Raises:
+    UsageError: if it is missing where one is needed.
+  """
+  checkpoint = cifar10_utils.latest_checkpoint(flags.job_dir)
+  if not checkpoint and flags.mode == 'evaluate':
     raise UsageError('--job-dir %s has no checkpoint; train first, or name the '
                      'folder that has model.ckpt-*' % flags.job_dir)
   return checkpoint
+
+
+def find_warm_start(flags, checkpoint, shapes):
+  """Settings for --warm-start-from, or None where `checkpoint` continues.
+
+  Args:
+    flags: resolved flags.
+    checkpoint: str or None, the job directory's.
+    shapes: dict of name to shape (list of int), the network's variables.
+  """
+  if checkpoint and flags.warm_start_from:
+    tf.logging.info('--warm-start-from is not used: %s continues', checkpoint)
+  if checkpoint or not flags.warm_start_from:
+    _require(flags.warm_start_from or not flags.warm_start_exclude,
+             'warm_start_exclude', ','.join(flags.warm_start_exclude),
+             '--warm-start-from with it')
+    return None
+  return checkpoint_variables.warm_start_settings(
+      flags.warm_start_from, flags.warm_start_exclude, shapes)
+
+
+def find_resnet_warm_start(flags, checkpoint):
+  """`find_warm_start` of the ResNet that the flags describe."""
+  settings = find_warm_start(flags, checkpoint, cifar10_model.variable_shapes(
+      flags.num_layers, flags.block, flags.num_classes))
+  if settings:
+    cifar10_utils.check_block(
+        settings.ckpt_to_initialize_from, cifar10_model.UNIT_SCOPES,
+        flags.block, '--warm-start-from')
+  return settings
 
 
 def make_job_dir(job_dir):

@@ -132,22 +132,24 @@ def main(job_dir, data_dir, num_gpus=None, variable_strategy='CPU',
   examples = checks.count_checked_examples(flags, task)
   flags.num_examples = examples.get('train')
   checkpoint = checks.find_matching_checkpoint(flags)
+  warm_start = checks.find_resnet_warm_start(flags, checkpoint)
   if not task or task.is_chief:
     checks.make_job_dir(flags.job_dir)
   cifar10_utils.log_configuration(
       flags, '%d layers, block %s' % (flags.num_layers, flags.block), examples,
       task)
-  training.run(functools.partial(_classifier, flags), _inputs(flags, task),
-               flags, checkpoint, task)
+  training.run(functools.partial(_classifier, flags, warm_start),
+               _inputs(flags, task), flags, checkpoint, task)
 
 
-def _classifier(flags, task):
+def _classifier(flags, warm_start, task):
   """The Estimator of a task of a cluster, or of a process on its own."""
   config = training.session_config(flags, flags.virtual_devices)
   return estimator.Estimator(
       get_model_fn(flags.num_gpus, flags.variable_strategy,
                    task.num_workers if task else 1, flags.virtual_devices),
-      config=training.run_config(flags, config, task), params=flags)
+      config=training.run_config(flags, config, task), params=flags,
+      warm_start_from=warm_start)
 
 
 def _inputs(flags, task):

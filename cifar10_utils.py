@@ -143,6 +143,12 @@ def local_device_setter(num_devices=1, ps_device_type='cpu',
   return choose_device
 
 
+def device_in_process(device):
+  """'/device:GPU:1' for '/job:ps/task:0/device:GPU:1'."""
+  return tf.DeviceSpec.from_string(device).replace(
+      job=None, replica=None, task=None).to_string()
+
+
 class GreedyLoadBalancingStrategy(object):
   """Gives each op to the device with the least load so far."""
 

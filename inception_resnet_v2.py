@@ -34,7 +34,8 @@ class _Finished(Exception):
 def inception_resnet_v2(images, num_classes=NUM_CLASSES, is_training=False,
                         create_aux_logits=True, dropout_keep_prob=0.8,
                         reuse=None, final_endpoint=None,
-                        train_batch_norm=None):
+                        train_batch_norm=None,
+                        batch_norm_decay=BATCH_NORM_DECAY):
   """Builds the network in variable scope `InceptionResnetV2`.
 
   Args:
@@ -50,6 +51,7 @@ def inception_resnet_v2(images, num_classes=NUM_CLASSES, is_training=False,
     final_endpoint: str or None; build no further than this end point.
     train_batch_norm: bool; False freezes batch norm while the rest trains, None
       is `is_training`.
+    batch_norm_decay: float in [0, 1), weight of the old moving averages.
 
   Returns:
     logits: float32 [N, num_classes]; with `final_endpoint`, that end point.
@@ -64,7 +66,7 @@ def inception_resnet_v2(images, num_classes=NUM_CLASSES, is_training=False,
     raise ValueError('images of %s: expected a known size of at least %dx%d' %
                      (images.shape, MIN_IMAGE_SIZE, MIN_IMAGE_SIZE))
   net = _Layers(is_training if train_batch_norm is None else train_batch_norm,
-                final_endpoint)
+                batch_norm_decay, final_endpoint)
   try:
     with tf.variable_scope(SCOPE, values=[images], reuse=reuse):
       x = _body(net, images)
@@ -86,9 +88,10 @@ def inception_resnet_v2(images, num_classes=NUM_CLASSES, is_training=False,
 class _Layers(object):
   """Convolutions with batch norm, and poolings; notes the end points."""
 
-  def __init__(self, train_batch_norm, final_endpoint):
+  def __init__(self, train_batch_norm, batch_norm_decay, final_endpoint):
     self.end_points = collections.OrderedDict()
     self._train_batch_norm = train_batch_norm
+    self._batch_norm_decay = batch_norm_decay
     self._final_endpoint = final_endpoint
 
   def end_point(self, name, x):
@@ -140,7 +143,7 @@ class _Layers(object):
       if self._train_batch_norm:
         for average, value in zip(moving, (mean, variance)):
           tf.add_to_collection(tf.GraphKeys.UPDATE_OPS, average.assign_sub(
-              (average - value) * (1 - BATCH_NORM_DECAY)))
+              (average - value) * (1 - self._batch_norm_decay)))
       return x
 
 
@@ -327,7 +330,25 @@ def preprocess(images, image_size=IMAGE_SIZE):
   if images.shape.ndims == 3:
     return preprocess(images[tf.newaxis], image_size)[0]
   images = tf.image.central_crop(images, CENTRAL_FRACTION)
-  images = tf.image.resize_bilinear(
-      tf.cast(images, tf.float32), [image_size, image_size],
-      align_corners=False)
+  images = tf.raw_ops.ResizeBilinear(  # to float32
+      images=images, size=[image_size, image_size], align_corners=False,
+      half_pixel_centers=False)
   return images / 127.5 - 1
+
+
+def decode(contents):
+  """A JPEG or PNG file's bytes, string [] -> uint8 [H, W, 3].
+
+  Grey pictures become RGB, an alpha channel is dropped, 16 bits become 8. What
+  EXIF says of the orientation is not looked at.
+  """
+  picture = tf.image.decode_image(contents, channels=3,
+                                  expand_animations=False)
+  picture.set_shape([None, None, 3])
+  return picture
+
+
+def decode_and_preprocess(contents, image_size=IMAGE_SIZE):
+  """string [N] of files -> float32 [N, image_size, image_size, 3]."""
+  return tf.map_fn(lambda c: preprocess(decode(c), image_size), contents,
+                   dtype=tf.float32)

@@ -214,18 +214,22 @@ def _training_spec(build, features, labels, params, device, num_workers,
     accuracy = tf.reduce_mean(tf.cast(hits, tf.float32), name='accuracy')
   _add_summaries(loss, accuracy, rates[-1], gradvars, predictions, labels,
                  params)
-  hooks = _training_hooks(loss, accuracy, rates[-1], params)
+  hooks, chief_hooks = _training_hooks(loss, accuracy, rates[-1], params,
+                                       num_workers, is_chief)
   # All summaries up to here, without the Estimator's own `loss_1`.
   scaffold = tf.train.Scaffold(summary_op=tf.summary.merge_all())
   if params.steps_per_call > 1:
     hooks += step_loop.hooks(params, scaffold)
   if params.sync:
-    hooks.append(cluster.SyncHook(optimizer, is_chief))
+    hooks.append(cluster.SyncHook(
+        optimizer, is_chief,
+        is_new=not cifar10_utils.latest_checkpoint(params.job_dir)))
   if params.log_device_placement:
     cifar10_utils.log_variables_per_device()
   return estimator.EstimatorSpec(
       estimator.ModeKeys.TRAIN, loss=loss, train_op=train_op,
-      training_hooks=hooks, scaffold=scaffold)
+      training_hooks=hooks, training_chief_hooks=chief_hooks,
+      scaffold=scaffold)
 
 
 def _add_summaries(loss, accuracy, learning_rate, gradvars, predictions, labels,
@@ -242,42 +246,49 @@ def _add_summaries(loss, accuracy, learning_rate, gradvars, predictions, labels,
     summaries.add_activation_pictures(params.data_format)
 
 
-def _training_hooks(loss, accuracy, learning_rate, params):
-  """The hooks of every training, and those that flags ask for."""
+def _training_hooks(loss, accuracy, learning_rate, params, num_workers,
+                    is_chief):
+  """The hooks of every training process, and those of the chief alone."""
   hooks = [
       tf.train.LoggingTensorHook(
           {'learning_rate': learning_rate, 'loss': loss},
           every_n_iter=-(-100 // params.steps_per_call)),
       cifar10_utils.ExamplesPerSecondHook(
-          params.train_batch_size, params.summary_steps, output_dir=(
-              params.job_dir if params.summaries != 'none' else None)),
+          cifar10_utils.examples_per_step(params, num_workers),
+          params.summary_steps, output_dir=(
+              params.job_dir if params.summaries != 'none' and is_chief
+              else None)),
       cifar10_utils.ProgressHook(
-          params.train_steps, params.train_batch_size,
+          params.train_steps,
+          cifar10_utils.examples_per_step(params, num_workers),
           {'loss': loss, 'accuracy': accuracy, 'rate': learning_rate}),
       stop_signals.StopHook(),
   ]
+  chief_hooks = []  # those that write to the job directory
   if params.summaries == 'full':
-    hooks.append(visualize_weights.KernelsHook(params.job_dir,
-                                               params.summary_steps))
+    chief_hooks.append(visualize_weights.KernelsHook(params.job_dir,
+                                                     params.summary_steps))
   if params.profile_steps:
-    hooks.append(summaries.ProfileHook(
+    chief_hooks.append(summaries.ProfileHook(
         *params.profile_steps, output_dir=params.job_dir,
         steps_per_call=params.steps_per_call))
-  return hooks
+  return hooks, chief_hooks
 
 
 def _average_gradients(tower_gradvars):
-  """Mean over towers of each variable's gradient, on the variable's device.
+  """Mean over towers of each variable's gradient, on a device like its own.
 
   The gradients that meet on a device travel and are added as one vector.
   """
   if len(tower_gradvars) == 1:
     return tower_gradvars[0]
   variables = [v for _, v in tower_gradvars[0]]
+  # In a cluster on the worker, which sends one gradient, not one per tower.
+  devices = [cifar10_utils.device_in_process(v.device) for v in variables]
   averaged = {}
   with tf.name_scope('gradient_averaging'):
-    for device in sorted({v.device for v in variables}):
-      here = [i for i, v in enumerate(variables) if v.device == device]
+    for device in sorted(set(devices)):
+      here = [i for i, other in enumerate(devices) if other == device]
       packed = []
       for gradvars in tower_gradvars:
         gradients = [gradvars[i][0] for i in here]

@@ -5,6 +5,7 @@ configuration of the Estimator, training that evaluates on `validation`, one
 evaluation on `eval` at the end.
 """
 import sys
+import time
 
 import cifar10
 import cifar10_utils
@@ -64,6 +65,12 @@ def add_new_flags(parser):
       help='N towers on virtual CPU devices, to try several without GPUs')
   add('--num-classes', type=int, default=10 + 1,
       help='logits; labels must be below')
+  add('--warm-start-from', metavar='CKPT',
+      help='checkpoint or job directory whose values training starts from, '
+      'where the job directory has none yet')
+  add('--warm-start-exclude', type=usage.comma_separated(str), default=[],
+      metavar='SCOPE,...',
+      help='variables below these scopes start at random')
   add('--seed', type=int,
       help='of every random choice; with it CPU runs repeat')
   add('--eval-every-secs', type=int, default=600,
@@ -166,7 +173,7 @@ def run(make_classifier, inputs, flags, checkpoint, task=None):
     SystemExit: if a signal ended training; a checkpoint was saved.
   """
   if task and task.type == 'evaluator':
-    _train_and_evaluate(make_classifier(task), inputs, flags, task)
+    _evaluate_all_along(make_classifier(task), inputs, flags, task, checkpoint)
     return
   step = cifar10_utils.checkpoint_step(checkpoint) if checkpoint else 0
   if flags.mode != 'evaluate':
@@ -177,6 +184,8 @@ def run(make_classifier, inputs, flags, checkpoint, task=None):
       _train(make_classifier(task), inputs, flags, checkpoint, task)
   if flags.mode != 'train' and (not task or task.is_chief):
     _evaluate(make_classifier(None), inputs, flags)
+  if task:
+    cluster.leave(0)
 
 
 def _train(classifier, inputs, flags, checkpoint, task):
@@ -194,7 +203,7 @@ def _train(classifier, inputs, flags, checkpoint, task):
     else:
       _train_and_evaluate(classifier, inputs, flags)
   if stop_signals.received():
-    sys.exit(stop_signals.exit_status())
+    (cluster.leave if task else sys.exit)(stop_signals.exit_status())
 
 
 def _train_and_evaluate(classifier, inputs, flags, task=None):
@@ -210,6 +219,23 @@ def _train_and_evaluate(classifier, inputs, flags, task=None):
           start_delay_secs=0,
           # An evaluator has nothing else to do: it takes every checkpoint.
           throttle_secs=1 if task else flags.eval_every_secs))
+
+
+def _evaluate_all_along(classifier, inputs, flags, task, checkpoint):
+  """The evaluator of a cluster: evaluates each checkpoint it finds."""
+  stop_signals.exit_on_sigterm()
+  if not checkpoint and 'ps' in task.jobs:  # a chief alone opens no port
+    cluster.wait_for_peers(task, flags)
+  while True:
+    try:
+      _train_and_evaluate(classifier, inputs, flags, task)
+      return
+    except (tf.errors.NotFoundError, ValueError) as e:
+      if 'model.ckpt' not in str(e):
+        raise
+      tf.logging.info('A checkpoint was removed while it was being read, '
+                      'because newer ones have come: %s', e)
+      time.sleep(1)
 
 
 def _evaluation_hooks(classifier, flags, name=None):

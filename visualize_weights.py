@@ -12,6 +12,7 @@ names such as `conv2d_1` are a convention, no specification.
 import numpy as np
 
 import atomic_files
+import checkpoint_variables
 import cifar10_utils
 import pictures
 import usage
@@ -115,17 +116,15 @@ def import_graph(checkpoint):
 
 
 def print_variables(checkpoint, which):
-  """Prints name, shape and parameters of GLOBAL or TRAINABLE variables."""
+  """Prints name, shape, type, parameters: GLOBAL or TRAINABLE variables."""
   if which == 'TRAINABLE':
     import_graph(checkpoint)
-    shapes = [(v.op.name, v.shape.as_list()) for v in tf.trainable_variables()]
+    rows = [(v.op.name, v.shape.as_list(), v.dtype.base_dtype.name)
+            for v in tf.trainable_variables()]
   else:
-    reader = cifar10_utils.open_checkpoint(checkpoint, '--checkpoint')
-    shapes = sorted(reader.get_variable_to_shape_map().items())
-  for name, shape in shapes:
-    print('%-48s %-20s %10d' % (name, shape, np.prod(shape, dtype=np.int64)))
-  print('%-48s %-20s %10d' % ('total: %d variables' % len(shapes), '', sum(
-      np.prod(shape, dtype=np.int64) for _, shape in shapes)))
+    rows = checkpoint_variables.list_all(
+        cifar10_utils.open_checkpoint(checkpoint, '--checkpoint'))
+  checkpoint_variables.print_table(rows)
 
 
 def print_tensors(checkpoint):
