@@ -4,6 +4,7 @@ A container sees the cores and the memory of its host; what its control group
 allows is in files (cgroup v2, or v1), here or in a group above.
 """
 import os
+import sys
 
 
 def usable_cores(root='/'):
@@ -20,7 +21,10 @@ def usable_cores(root='/'):
                _read(folder, 'cpu.cfs_period_us')]
     if all(number.isdigit() and int(number) for number in quota):
       quotas.append(-(-int(quota[0]) // int(quota[1])))
-  return min([len(os.sched_getaffinity(0))] + quotas)
+  # Only Linux has affinities, and control groups.
+  cores = (len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity')
+           else os.cpu_count())
+  return min([cores] + quotas)
 
 
 def usable_memory(root='/'):
@@ -34,7 +38,7 @@ def usable_memory(root='/'):
       limit = _read(folder, name)
       if limit.isdigit():
         limits.append(int(limit))
-  return min(limits) if limits else float('inf')
+  return min(limits + [sys.maxsize])
 
 
 def _groups(root, controller):
