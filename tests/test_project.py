@@ -36,9 +36,9 @@ def test_training_reaches_its_directories_through_tf_gfile_only():
   calls = re.compile(r'(?<![\w.])open\(|os\.path\.(exists|isdir|isfile)\(|'
                      r'os\.(listdir|makedirs|mkdir|remove|rename|replace)\(|'
                      r'shutil\.')
-  for module in ('checks', 'cifar10', 'cifar10_main', 'cifar10_utils', 'cluster',
-                 'local_cluster', 'model_fn', 'stop_signals', 'summaries',
-                 'tf_config', 'training'):
+  for module in ('checks', 'cifar10', 'cifar10_main', 'cifar10_utils',
+                 'cluster', 'local_cluster', 'model_fn', 'stop_signals',
+                 'summaries', 'tf_config', 'training'):
     found = calls.findall(read(module + '.py'))
     assert not found, module
 
