@@ -69,18 +69,22 @@ def whole_files(paths, superseded=()):
 
 
 @contextlib.contextmanager
-def locked_folder(path, flag):
-  """Keeps a second run out of a folder.
+def locked(folder, flag):
+  """Keeps a second process out of a folder; a dead owner holds no lock.
+
+  Args:
+    folder: str, a local folder.
+    flag: str, the flag to name in an error.
 
   Raises:
-    UsageError: naming the flag, if another process is in it.
+    UsageError: if another process holds the lock.
   """
-  descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+  descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
   try:
     try:
       fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-      raise UsageError('%s %s: another run is writing there' % (flag, path))
+      raise UsageError('%s %s: another run is writing there' % (flag, folder))
     except OSError:
       pass  # some network file systems cannot lock folders
     yield

@@ -181,10 +181,12 @@ def restore(session, prefix, exclude=(), hint=''):
   Raises:
     UsageError: if the checkpoint is of another network or not whole.
   """
-  check_scopes(exclude, graph_shapes(), '--exclude-scopes')
+  reader = cifar10_utils.open_checkpoint(prefix, '--checkpoint')
+  # A head may be excluded that the graph, or the checkpoint, does not have.
+  check_scopes(exclude, set(graph_shapes()).union(
+      reader.get_variable_to_shape_map()), '--exclude-scopes')
   shapes = graph_shapes(exclude)
-  extra = compare(cifar10_utils.open_checkpoint(prefix, '--checkpoint'), prefix,
-                  shapes, hint=hint)
+  extra = compare(reader, prefix, shapes, hint=hint)
   if extra:
     tf.logging.info('Not needed of %s: %d variables (%s)', prefix, len(extra),
                     summarize(extra))
@@ -224,7 +226,8 @@ def warm_start_settings(path, exclude, shapes):
   flag = '--warm-start-from'
   prefix = find(path, flag)
   reader = cifar10_utils.open_checkpoint(prefix, flag)
-  check_scopes(exclude, shapes, '--warm-start-exclude')
+  check_scopes(exclude, set(shapes).union(reader.get_variable_to_shape_map()),
+               '--warm-start-exclude')
   wanted = {name: shape for name, shape in shapes.items()
             if not in_scopes(name, exclude)}
   if not wanted:

@@ -158,6 +158,10 @@ def count_checked_examples(flags, task=None, data_set=Cifar10DataSet):
   for subset in subsets:
     examples[subset] = data_set(flags.data_dir, subset).check_records(
         flags.num_classes)
+  if task and task.trains and examples['train'] < task.num_workers:
+    raise UsageError('--data-dir %s has %d training examples; expected one for '
+                     'each of the %d workers at least' %
+                     (flags.data_dir, examples['train'], task.num_workers))
   return examples
 
 

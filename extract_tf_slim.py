@@ -13,6 +13,7 @@ checkpoint of TensorFlow 1.
 import argparse
 import os
 import sys
+import time
 
 import numpy as np
 from tqdm import tqdm
@@ -55,7 +56,7 @@ def download(folder):
   if os.path.exists(record):
     with open(record) as f:
       known = f.read().split()[0]
-  with atomic_files.locked_folder(folder, '--download'):
+  with atomic_files.locked(folder, '--download'):
     if not os.path.exists(archive):
       print('Download from %s' % URL, file=sys.stderr)
       cifar10_archive.download(URL, archive, known)
@@ -92,10 +93,13 @@ def restored_session(checkpoint, exclude, hint=''):
   return session
 
 
-def _classify(images, num_classes, create_aux_logits):
+def _classify(images, flags):
   """Builds the network: probabilities [N, num_classes], features [N, 1536]."""
   _, end_points = network.inception_resnet_v2(
-      images, num_classes, create_aux_logits=create_aux_logits)
+      images, flags.num_classes,
+      # The auxiliary head's kernel is made for one size of picture.
+      create_aux_logits=(flags.aux_logits and
+                         flags.image_size == network.IMAGE_SIZE))
   return end_points['Predictions'], end_points['PreLogitsFlatten']
 
 
@@ -217,7 +221,7 @@ def classify_pictures(flags, checkpoint):
   paths = find_pictures(flags.images)
   reader = PictureReader(flags.image_size, flags.skip_bad)
   images = tf.placeholder(tf.float32, [None] + [flags.image_size] * 2 + [3])
-  probabilities, _ = _classify(images, flags.num_classes, flags.aux_logits)
+  probabilities, _ = _classify(images, flags)
   with restored_session(checkpoint, flags.exclude_scopes, HINT) as session, \
       tqdm(total=len(paths), unit='picture', disable=None) as bar:
     for batch in _batches(reader.read(session, paths), flags.batch_size):
@@ -254,10 +258,10 @@ def extract_features(flags, checkpoint):
 
   with restored_session(checkpoint, flags.exclude_scopes) as session, \
       _working_in(flags.features):
-    features.begin(flags.features, {
-        'checkpoint': _fingerprint(checkpoint), 'examples': examples,
-        'batch_size': flags.batch_size, 'image_size': flags.image_size,
-        'excluded_scopes': flags.exclude_scopes})
+    features.begin(flags.features, dict(
+        {'examples_of_' + subset: n for subset, n in examples.items()},
+        checkpoint=_fingerprint(checkpoint), batch_size=flags.batch_size,
+        image_size=flags.image_size, excluded_scopes=flags.exclude_scopes))
     _copy_class_names(flags.data_dir, flags.features)
     for d in data:
       writer = features.Writer(
@@ -273,30 +277,32 @@ def extract_features(flags, checkpoint):
 
 def _extract_subset(session, fetches, writer, subset, total):
   """Appends batch after batch until the subset is done."""
-  if writer.count:
-    print('%s: continues after %d of %d' % (subset, writer.count, total))
-  with tqdm(total=total, initial=writer.count, unit='picture', desc=subset,
+  begun, start = writer.count, time.time()
+  if begun:
+    print('%s: continues after %d of %d' % (subset, begun, total))
+  with tqdm(total=total, initial=begun, unit='picture', desc=subset,
             disable=None) as bar:
     while writer.count < total:
       before = writer.count
       writer.append(*session.run(fetches))
       bar.update(writer.count - before)
   writer.finish()
-  print('%s: %d features of %d' % (subset, total, network.NUM_FEATURES))
+  print('%s: %d times %d features; %.1f pictures per second' % (
+      subset, total, network.NUM_FEATURES,
+      (total - begun) / (time.time() - start)))
 
 
 def _working_in(folder):
   os.makedirs(folder, exist_ok=True)
-  return atomic_files.locked_folder(folder, '--features')
+  return atomic_files.locked(folder, '--features')
 
 
 def _fingerprint(checkpoint):
-  """Name and SHA-256: of the index, which has every value's checksum, or of the
-  one file of the older format."""
+  """SHA-256 of the index, which has every value's checksum, or of the one file
+  of the older format."""
   index = checkpoint + '.index'
-  path = index if os.path.exists(index) else checkpoint
-  return '%s %s' % (os.path.basename(checkpoint),
-                    cifar10_archive.sha256_of(path)[:16])
+  return cifar10_archive.sha256_of(
+      index if os.path.exists(index) else checkpoint)
 
 
 def _copy_class_names(data_dir, folder):
@@ -318,7 +324,7 @@ def export(flags, checkpoint):
   serving.check_folder(flags.export, '--export')
   contents = tf.placeholder(tf.string, [None], 'images')
   images = network.decode_and_preprocess(contents, flags.image_size)
-  probabilities, found = _classify(images, flags.num_classes, flags.aux_logits)
+  probabilities, found = _classify(images, flags)
   signatures = {
       'serving_default': {'classes': tf.argmax(probabilities, 1),
                           'probabilities': probabilities},
@@ -362,7 +368,8 @@ def build_parser():
   add('--num-classes', type=int, default=network.NUM_CLASSES,
       help='logits (default: %(default)s)')
   add('--no-aux-logits', dest='aux_logits', action='store_false',
-      help='leave the second head out of the graph')
+      help='leave the second head out of the graph, as with any other '
+      '--image-size than %d' % network.IMAGE_SIZE)
   add('--exclude-scopes', type=usage.comma_separated(str), default=[],
       metavar='SCOPE,...', help='variables below these are not restored, but '
       'random')
@@ -404,12 +411,11 @@ def main(**flags):
   elif flags.convert:
     count = checkpoint_variables.convert(reader, checkpoint, flags.convert)
     print('%s: %d variables' % (flags.convert, count))
-  elif flags.images:
-    classify_pictures(flags, checkpoint)
-  elif flags.export:
-    export(flags, checkpoint)
   else:
-    extract_features(flags, checkpoint)
+    run = (classify_pictures if flags.images else export if flags.export else
+           extract_features)
+    with tf.Graph().as_default():
+      run(flags, checkpoint)
 
 
 if __name__ == '__main__':

@@ -68,28 +68,29 @@ def are_in(data_dir, subset):
 
 
 def begin(folder, settings, flag='--features'):
-  """Creates `folder` for features made with `settings`, or finds it begun.
+  """Notes in `folder` what its features are made with.
 
   Args:
     folder: str, a local folder.
-    settings: dict that JSON can hold.
+    settings: dict that JSON can hold; one that was begun before may lack some.
 
   Raises:
     UsageError: if it was begun with other settings, or holds other records.
   """
   path = os.path.join(folder, MANIFEST)
+  begun = {}
   if os.path.exists(path):
     with open(path) as f:
       begun = json.load(f)
-    for name in sorted(set(begun) | set(settings)):
-      if begun.get(name) != settings.get(name):
-        raise UsageError('%s %s was begun with %s %s, now it is %s; use '
-                         'another folder' % (flag, folder, name.replace(
-                             '_', ' '), begun.get(name), settings.get(name)))
-    return
-  if any(name.endswith('.tfrecords') for name in os.listdir(folder)):
+  elif any(name.endswith('.tfrecords') for name in os.listdir(folder)):
     raise UsageError('%s %s has records that are no features; use another '
                      'folder' % (flag, folder))
+  for name in sorted(set(begun) & set(settings)):
+    if begun[name] != settings[name]:
+      raise UsageError('%s %s was begun with %s %s, now it is %s; use another '
+                       'folder' % (flag, folder, name.replace('_', ' '),
+                                   begun[name], settings[name]))
+  settings = dict(begun, **settings)
   with atomic_files.whole_files([path]) as (temporary,), \
       open(temporary, 'w') as f:
     json.dump(settings, f, indent=2, sort_keys=True)
@@ -141,6 +142,7 @@ class Writer(object):
 
   def finish(self):
     """Gives the file its name."""
+    atomic_files.remove(self._unfinished + '.batch')  # of a kill just before
     atomic_files.fsync(self._unfinished)
     os.replace(self._unfinished, self._path)
     atomic_files.fsync(os.path.dirname(self._path) or '.')

@@ -313,7 +313,7 @@ def _working_in(data_dir):
     raise UsageError('--data-dir %r: expected a folder, or the name of a new '
                      'one' % data_dir)
   os.makedirs(data_dir, exist_ok=True)
-  with atomic_files.locked_folder(data_dir, '--data-dir'):
+  with atomic_files.locked(data_dir, '--data-dir'):
     for name in os.listdir(data_dir):
       if re.match(r'\.(train|validation|eval|cifar-10-).*%s$' %
                   re.escape(atomic_files.SUFFIX), name):

@@ -282,6 +282,10 @@ def _reduction(net, x, scope, branches):
 
 def _aux_logits(net, num_classes):
   """The second head, on the output of the middle row of blocks."""
+  size = net.end_points['PreAuxLogits'].shape.as_list()[1:3]
+  if min(size) < 5:
+    raise ValueError('images are too small for auxiliary logits: %s are left '
+                     'of them, 5x5 are needed' % 'x'.join(map(str, size)))
   with tf.variable_scope('AuxLogits'):
     x = tf.nn.avg_pool(net.end_points['PreAuxLogits'], [1, 5, 5, 1],
                        [1, 3, 3, 1], 'VALID')

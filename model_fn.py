@@ -42,7 +42,8 @@ def get_model_fn(num_gpus, variable_strategy, num_workers, virtual_devices=0,
     tower = functools.partial(build_tower, is_training, params=params)
     build = functools.partial(
         _build_towers, devices, variable_strategy, scope,
-        functools.partial(_compiled, tower) if params.xla else tower)
+        functools.partial(_compiled, tower) if params.xla else tower,
+        caching_device=cluster.caching_device(config))
     if is_training:
       is_chief = config is None or config.is_chief
       return _training_spec(build, features, labels, params,
@@ -63,7 +64,7 @@ def get_model_fn(num_gpus, variable_strategy, num_workers, virtual_devices=0,
 
 
 def _build_towers(devices, variable_strategy, scope, build_tower, features,
-                  labels, reuse=False):
+                  labels, caching_device=None, reuse=False):
   """Builds one tower per device on shared variables, old ones if `reuse`.
 
   Returns:
@@ -85,7 +86,8 @@ def _build_towers(devices, variable_strategy, scope, build_tower, features,
     device_setter = cifar10_utils.local_device_setter(
         worker_device=devices[i], **placement)
     with tf.variable_scope(scope or tf.get_variable_scope(),
-                           reuse=reuse or bool(i != 0)), \
+                           reuse=reuse or bool(i != 0),
+                           caching_device=caching_device), \
         tf.name_scope('tower_%d' % i) as name_scope, tf.device(device_setter):
       towers.append(build_tower(feature, label))
       if i == 0:

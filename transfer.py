@@ -85,15 +85,21 @@ def _get_variable(trainable_scopes, getter, name, *args, **kwargs):
 
 
 def variable_shapes(flags, tower, example):
-  """Dict of name to shape (list of int) of the variables of a model.
+  """Builds a model aside to see its variables.
 
   Args:
     tower: head_tower or network_tower.
     example: list of int, shape of one example.
+
+  Returns:
+    Dicts of name to shape (list of int): the model's variables, and the
+    momentum of those that train.
   """
   with tf.Graph().as_default():
     tower(False, tf.zeros([1] + example), None, flags)
-    return checkpoint_variables.graph_shapes()
+    slots = {v.op.name + '/Momentum': v.shape.as_list()
+             for v in tf.trainable_variables()}
+    return checkpoint_variables.graph_shapes(), slots
 
 
 # ---- main --------------------------------------------------------------------
@@ -173,8 +179,8 @@ def main(**flags):
   example = ([data_set(flags.data_dir, list(examples)[0]).num_features()]
              if on_features else [cifar10.HEIGHT, cifar10.WIDTH, cifar10.DEPTH])
 
-  shapes = variable_shapes(flags, tower, example)
-  checkpoint = _find_matching_checkpoint(flags, shapes)
+  shapes, slots = variable_shapes(flags, tower, example)
+  checkpoint = _find_matching_checkpoint(flags, shapes, slots)
   warm_start = _find_warm_start(flags, on_features, checkpoint, shapes)
   checks.make_job_dir(flags.job_dir)
   cifar10_utils.log_configuration(flags, _description(flags, on_features),
@@ -188,13 +194,21 @@ def main(**flags):
     export(flags, towers_fn, on_features, example)
 
 
-def _find_matching_checkpoint(flags, shapes):
+def _find_matching_checkpoint(flags, shapes, slots):
   """The job directory's newest checkpoint, or None; refuses another model's."""
   checkpoint = checks.find_checkpoint(flags)
   if checkpoint:
+    reader = cifar10_utils.open_checkpoint(checkpoint, '--job-dir')
     checkpoint_variables.compare(
-        cifar10_utils.open_checkpoint(checkpoint, '--job-dir'), checkpoint,
-        shapes, '--job-dir', '; check --data-dir and --num-classes')
+        reader, checkpoint, shapes, '--job-dir',
+        '; check --data-dir and --num-classes')
+    stored = reader.get_variable_to_shape_map()
+    missing = [name for name in slots if name not in stored]
+    if missing and flags.mode != 'evaluate':
+      raise UsageError(
+          '--job-dir %s has not trained all of --trainable-scopes (no %s): use '
+          'a new one, with --warm-start-from %s --warm-start-exclude ""' %
+          (flags.job_dir, missing[0], flags.job_dir))
   return checkpoint
 
 

@@ -123,6 +123,11 @@ def test_pictures_must_be_large_enough(size):
     network.inception_resnet_v2(images)
 
 
+def test_small_pictures_have_no_auxiliary_logits():
+  with pytest.raises(ValueError, match='too small for auxiliary logits: 3x3'):
+    network.inception_resnet_v2(tf.zeros([1, 75, 75, 3]))
+
+
 def test_batch_norm_trains_with_the_given_decay():
   build_start(is_training=True, batch_norm_decay=0.75)
   updates = tf.get_collection(tf.GraphKeys.UPDATE_OPS)
