@@ -81,6 +81,15 @@ def test_losses_agree_with_every_speed_setting_off(digits_dir, tmp_path,
     assert fast[step] == pytest.approx(slow[step], abs=1e-3), step
 
 
+@pytest.mark.slow
+def test_xla_changes_no_loss(digits_dir, tmp_path, one_by_one):
+  train(digits_dir, tmp_path, '--xla')
+  plain, compiled = losses(one_by_one), losses(tmp_path)
+  assert set(plain) == set(compiled)
+  for step in plain:
+    assert plain[step] == pytest.approx(compiled[step], abs=1e-3), step
+
+
 def test_a_cluster_has_one_step_a_call(digits_dir, tmp_path):
   done = run_command(
       'cifar10_main.py', '--data-dir', digits_dir, '--job-dir', tmp_path,
