@@ -301,6 +301,10 @@ def main(sections, rounds, python, gpu=False):
   known = SECTIONS
   if gpu:
     known = gpu_sections(visible_gpus())
+  for name in sections:
+    if name not in known:
+      raise SystemExit('There is no section %r, only: %s' %
+                       (name, '; '.join(known)))
   results = {}
   if os.path.exists(RESULTS):
     with open(RESULTS) as f:
