@@ -45,12 +45,9 @@ lint: setup
 matrix: setup
 	$(BIN)/nox
 
-# One section: .venv/bin/python benchmarks/bench.py "input alone". The records'
-# section wants the interpreter that the first one makes for TensorFlow 1.15.
+# One section: .venv/bin/python benchmarks/bench.py "input alone".
 bench: setup
 	$(BIN)/python benchmarks/bench.py
-	$(BIN)/python benchmarks/bench_records.py --runs 3 \
-	  --old-python .bench/tf1.15/bin/python
 
 bench-gpu: setup
 	$(BIN)/python benchmarks/bench.py --gpu

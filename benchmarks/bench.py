@@ -2,6 +2,7 @@
 
   python benchmarks/bench.py [SECTION ...] [--rounds 3]
   python benchmarks/bench.py --gpu
+  python benchmarks/bench.py --show
 
 Each case is a process that prints one JSON line of numbers. The cases of a
 section take turns, so that a machine that slows down slows all of them down;
@@ -22,6 +23,8 @@ import subprocess
 import sys
 import tempfile
 import time
+
+import bench_records
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(HERE)
@@ -136,6 +139,7 @@ SECTIONS = collections.OrderedDict([
     ('training, ResNet-44', (lambda: training(44, 15), [], None)),
     ('evaluation, ResNet-20', (evaluation, [], None)),
     ('input alone', (input_alone, ['peak_megabytes'], None)),
+    ('records', (None, ['seconds'], None)),
     ('start', (start, [
         'to_imports_seconds', 'to_data_checked_seconds', 'to_graph_seconds',
         'to_session_seconds', 'to_first_step_seconds', 'graph_nodes'], None)),
@@ -229,9 +233,24 @@ def run_section(cases, rounds, given, folder):
   for _ in range(rounds):
     for case, python, done in zip(cases, pythons, runs):
       done.append(run(case, python, folder))
+  return make_rows([case.name for case in cases], runs)
+
+
+def run_records(rounds, given):
+  """Writes 60,000 records as 2017 did on 1.15 and as here, in turns."""
+  times = bench_records.measure(find_python('tf1.15', given), rounds)
+  names = ['ours, with reading', 'loop of 2017, with reading',
+           'ours, records alone', 'loop of 2017, records alone']
+  return make_rows(names, [
+      [{'seconds': row[i], 'examples_per_second': 60000 / row[i]}
+       for row in times] for i in (1, 0, 3, 2)])
+
+
+def make_rows(names, runs):
+  """A dict of medians for each case."""
   rows = []
-  for case, done in zip(cases, runs):
-    row = {'case': case.name, 'version': done[0].get('version')}
+  for case, done in zip(names, runs):
+    row = {'case': case, 'version': done[0].get('version')}
     for name, value in done[0].items():
       if not isinstance(value, str):
         row[name] = statistics.median(each[name] for each in done)
@@ -266,12 +285,26 @@ def visible_gpus():
   return cifar10_utils.visible_gpus()
 
 
+def show():
+  """Prints the tables of the results that are there."""
+  with open(RESULTS) as f:
+    results = json.load(f)
+  for name, (_, columns, _) in SECTIONS.items():
+    if name in results:
+      print_table(name, results[name]['rows'], columns,
+                  results[name]['rounds'])
+
+
 def main(sections, rounds, python, gpu=False):
   """Runs the sections (all by default) and adds them to the results."""
   given = dict(item.split('=', 1) for item in python)
   known = SECTIONS
   if gpu:
     known = gpu_sections(visible_gpus())
+  for name in sections:
+    if name not in known:
+      raise SystemExit('There is no section %r, only: %s' %
+                       (name, '; '.join(known)))
   results = {}
   if os.path.exists(RESULTS):
     with open(RESULTS) as f:
@@ -285,7 +318,8 @@ def main(sections, rounds, python, gpu=False):
     for name in sections or known:
       cases, columns, most = known[name]
       times = min(rounds, most or rounds)
-      rows = run_section(cases(), times, given, folder)
+      rows = (run_section(cases(), times, given, folder) if cases else
+              run_records(times, given))
       results[name] = {
           'date': str(datetime.date.today()), 'rounds': times,
           'cpu': '%s, %d cores' % (cpu_model(), len(os.sched_getaffinity(0))),
@@ -313,7 +347,12 @@ if __name__ == '__main__':
                       metavar='NAME=PATH', help='an environment that is there')
   parser.add_argument('--gpu', action='store_true',
                       help='the sections for GPUs instead')
-  arguments = parser.parse_args()
-  if arguments.gpu and not visible_gpus():
+  parser.add_argument('--show', action='store_true',
+                      help='print the tables of results.json, measure nothing')
+  arguments = vars(parser.parse_args())
+  if arguments['gpu'] and not visible_gpus():
     parser.error('--gpu: TensorFlow sees no GPU here')
-  main(**vars(arguments))
+  if arguments.pop('show'):
+    show()
+  else:
+    main(**arguments)

@@ -111,19 +111,25 @@ def run(python, code, *args):
   return [float(seconds) for seconds in output.split()]
 
 
-def main(old_python, runs, directory):
+def measure(old_python, runs, directory=None):
+  """Seconds of each run: old and ours with reading, old and ours without."""
   with tempfile.TemporaryDirectory(dir=directory) as data_dir:
     write_batches(data_dir)
     times = []
     for _ in range(runs):
-      times.append(run(old_python, OLD, data_dir) +
-                   run(sys.executable, NEW, data_dir, ROOT))
-  for name, old, new in (('with reading', 0, 2), ('records alone', 1, 3)):
+      old, new = (run(old_python, OLD, data_dir),
+                  run(sys.executable, NEW, data_dir, ROOT))
+      times.append((old[0], new[0], old[1], new[1]))
+  return times
+
+
+def main(old_python, runs, directory):
+  times = measure(old_python, runs, directory)
+  for name, column in (('with reading', 0), ('records alone', 2)):
+    old, new = ([row[i] for row in times] for i in (column, column + 1))
     print('%s: loop of 2017 %s s, ours %s s' % (name, *(
-        ' '.join('%.2f' % row[column] for row in times)
-        for column in (old, new))))
-    old, new = (statistics.median(row[column] for row in times)
-                for column in (old, new))
+        ' '.join('%.2f' % seconds for seconds in each) for each in (old, new))))
+    old, new = statistics.median(old), statistics.median(new)
     print('  medians %.2f s and %.2f s: %.2f of the time' %
           (old, new, new / old))
 

@@ -8,8 +8,10 @@ from conftest import run_command
 from tf_compat import tf
 
 STEPS = 50
-JOB = ('--num-layers', 8, '--train-batch-size', 16, '--train-steps', STEPS,
-       '--learning-rate', 0.01, '--seed', 3, '--mode', 'train',
+# Rounding grows as training goes on, faster at higher rates: by step 50 to
+# 0.0005 of the loss at 0.001, to 0.005 at 0.003.
+JOB = ('--num-layers', 8, '--train-batch-size', 64, '--train-steps', STEPS,
+       '--learning-rate', 0.001, '--seed', 3, '--mode', 'train',
        '--save-checkpoints-steps', 20, '--summary-steps', 1)
 
 
@@ -62,11 +64,9 @@ def test_four_steps_a_call_end_and_save_where_single_steps_do(
   for name, value in expected.items():
     # 1e-4: threads may add up gradients in another order.
     np.testing.assert_allclose(found[name], value, atol=1e-4, err_msg=name)
-  single, several = losses(one_by_one), losses(tmp_path)
-  # The first value is of the first step of training, of call 4 steps long.
-  common = sorted(set(single) & set(several))
-  assert len(common) >= STEPS // 12
-  assert common[-1] <= STEPS
+  # Summaries are of steps that were: one in each call, or in every other.
+  assert len(losses(tmp_path)) >= STEPS // 4 // 2
+  assert max(losses(tmp_path)) <= STEPS
 
 
 @pytest.mark.slow
@@ -79,6 +79,15 @@ def test_losses_agree_with_every_speed_setting_off(digits_dir, tmp_path,
   assert set(fast) == set(slow)
   for step in fast:
     assert fast[step] == pytest.approx(slow[step], abs=1e-3), step
+
+
+@pytest.mark.slow
+def test_xla_changes_no_loss(digits_dir, tmp_path, one_by_one):
+  train(digits_dir, tmp_path, '--xla')
+  plain, compiled = losses(one_by_one), losses(tmp_path)
+  assert set(plain) == set(compiled)
+  for step in plain:
+    assert plain[step] == pytest.approx(compiled[step], abs=1e-3), step
 
 
 def test_a_cluster_has_one_step_a_call(digits_dir, tmp_path):
