@@ -40,7 +40,7 @@ def head_flags(feature_dir, job_dir, *args):
   return ('--data-dir', feature_dir, '--job-dir', job_dir, '--num-classes',
           CLASSES, '--train-steps', 60, '--train-batch-size', 10,
           '--learning-rate', 0.1, '--save-checkpoints-steps', 30,
-          '--eval-every-secs', 0, '--seed', 1) + args
+          '--eval-every-secs', 0, '--summary-steps', 20, '--seed', 1) + args
 
 
 @pytest.fixture(scope='module')
