@@ -28,6 +28,7 @@ RANGES = (
     ('eval_every_secs', 0, None),
     ('save_checkpoints_steps', 1, None),
     ('summary_steps', 1, None),
+    ('steps_per_call', 1, None),
     ('keep_checkpoint_max', 0, None),
     ('start_timeout_secs', 0, None),
     ('max_restarts', 0, None),
@@ -53,6 +54,10 @@ def resolve_flags(flags, num_workers=1):
     cifar10_model.units_per_stage(flags.num_layers, flags.block)
   except ValueError as e:
     raise UsageError('--num-layers %s: %s' % (flags.num_layers, e))
+  _require(flags.precision == 'float32' or cifar10_model.runs_precision(
+      flags.block, flags.data_format, flags.precision), 'precision',
+           flags.precision, 'float32: this TensorFlow has no kernels for the '
+           'other on this device')
   if flags.learning_rate is None:
     flags.learning_rate = DEFAULT_LEARNING_RATE[flags.block]
     if flags.block != 'v1':
@@ -71,6 +76,8 @@ def resolve_training_flags(flags, num_workers=1):
   _check_schedule(flags.lr_boundaries_epochs, flags.lr_factors)
   _require(not flags.sync or num_workers > 1, 'sync', 'with one worker',
            'a cluster with more of them; leave it out')
+  _require(flags.steps_per_call == 1 or num_workers == 1, 'steps_per_call',
+           flags.steps_per_call, '1 in a cluster, whose workers share steps')
   _resolve_devices(flags)
 
 
@@ -151,6 +158,10 @@ def count_checked_examples(flags, task=None, data_set=Cifar10DataSet):
   for subset in subsets:
     examples[subset] = data_set(flags.data_dir, subset).check_records(
         flags.num_classes)
+  if task and task.trains and examples['train'] < task.num_workers:
+    raise UsageError('--data-dir %s has %d training examples; expected one for '
+                     'each of the %d workers at least' %
+                     (flags.data_dir, examples['train'], task.num_workers))
   return examples
 
 

@@ -25,7 +25,7 @@ from tf_compat import estimator, tf, use_graph_mode
 
 def input_fn(data_dir, subset, num_shards, batch_size,
              use_distortion_for_training=True, seed=None, num_workers=1,
-             worker_index=0):
+             worker_index=0, steps=1, devices=()):
   """Reads a batch and splits it over the towers.
 
   Args:
@@ -37,6 +37,9 @@ def input_fn(data_dir, subset, num_shards, batch_size,
     seed: int or None.
     num_workers: int, workers of the cluster, each reading its own share.
     worker_index: int in [0, num_workers).
+    steps: int; more than 1 gives as many batches in a row, [steps, N, ...].
+    devices: list of str, where each tower's pictures, uint8 until there,
+      become floats; the CPU if it is empty.
 
   Returns:
     Two lists of `num_shards` tensors: images float32 [N, 32, 32, 3] in
@@ -45,8 +48,13 @@ def input_fn(data_dir, subset, num_shards, batch_size,
   with tf.device('/cpu:0'), tf.name_scope('input'):
     dataset = cifar10.Cifar10DataSet(
         data_dir, subset, subset == 'train' and use_distortion_for_training,
-        seed, num_workers, worker_index)
-    return training.split_batch(dataset, num_shards, batch_size)
+        seed, num_workers, worker_index, uint8=True)
+    images, labels = training.split_batch(dataset, num_shards, batch_size,
+                                          steps)
+    for i, image in enumerate(images):
+      with tf.device(devices[i] if devices else '/cpu:0'):
+        images[i] = tf.cast(image, tf.float32)
+    return images, labels
 
 
 # ---- main --------------------------------------------------------------------
@@ -74,6 +82,10 @@ def build_parser():
   add = group.add_argument
   add('--block', choices=sorted(cifar10_model.LAYERS_PER_UNIT), default='v1',
       help='residual unit')
+  add('--precision', choices=['float32', 'bfloat16', 'float16'],
+      default='float32',
+      help='type of what passes between the layers; variables and batch norm '
+      'statistics are float32 always')
   add('--visualize-activations', action='store_true',
       help='pictures of the intermediate outputs, one grid per layer')
 
@@ -142,15 +154,18 @@ def _classifier(flags, warm_start, task):
 
 def _inputs(flags, task):
   """Dict of subset to input_fn without arguments, as the Estimator wants it."""
-  shard = (task.num_workers, task.worker_index) if task else ()
+  shard = (task.num_workers, task.worker_index) if task else (1, 0)
   towers = flags.virtual_devices or flags.num_gpus
+  devices = cifar10_utils.tower_devices(flags.num_gpus, flags.virtual_devices)
 
-  def reader(subset, batch_size, *shard):
+  def reader(subset, batch_size, *shard_and_steps):
     return functools.partial(
         input_fn, flags.data_dir, subset, towers, batch_size,
-        flags.use_distortion_for_training, flags.seed, *shard)
+        flags.use_distortion_for_training, flags.seed, *shard_and_steps,
+        devices=devices)
 
-  return {'train': reader('train', flags.train_batch_size, *shard),
+  return {'train': reader('train', flags.train_batch_size, *shard,
+                          flags.steps_per_call),
           'validation': reader('validation', flags.eval_batch_size),
           'eval': reader('eval', flags.eval_batch_size)}
 

@@ -78,6 +78,19 @@ def run_config_arguments(task, session_config):
           len(task.jobs['ps']), cifar10_utils.byte_size_load_fn))}
 
 
+def caching_device(config):
+  """Where a replica keeps the values of variables within a step, or None.
+
+  Each is read over the network once per step then, not once per use and tower.
+
+  Args:
+    config: RunConfig or None.
+  """
+  if config is None or not config.num_ps_replicas:
+    return None
+  return '/job:%s/task:%d/cpu:0' % (config.task_type, config.task_id)
+
+
 class SyncHook(tf.train.SessionRunHook):
   """The hook of SyncReplicasOptimizer, with a strict start and a clean end.
 
@@ -246,7 +259,8 @@ class ReplicaHook(tf.train.SessionRunHook):
   def end(self, session):
     # The chief has saved the last checkpoint: its saver's end comes first.
     self._end = time.time()
-    say_ended(self._task, 'stopped' if self._stops else 'finished')
+    say_ended(self._task,
+              'finished' if is_finished(self._flags) else 'stopped')
     self._log_end('it is over')
 
   def _watch(self):
@@ -309,8 +323,11 @@ def leave(status):
 
 
 def is_finished(flags):
-  """True if a checkpoint of the last step is there."""
-  checkpoint = cifar10_utils.latest_checkpoint(flags.job_dir)
+  """True if a checkpoint of the last step is there, as far as can be seen."""
+  try:
+    checkpoint = cifar10_utils.latest_checkpoint(flags.job_dir)
+  except tf.errors.OpError:  # a network file system that is away for a moment
+    return False
   return bool(checkpoint and cifar10_utils.checkpoint_step(checkpoint) >=
               flags.train_steps)
 

@@ -14,9 +14,10 @@ setup(
         'cifar10_archive', 'cifar10_main', 'cifar10_model', 'cifar10_utils',
         'cluster', 'custom_sigmoid', 'extract_tf_slim', 'features',
         'generate_cifar10_tfrecords', 'gradients', 'inception_resnet_v2',
-        'local_cluster', 'model_base', 'model_fn', 'pictures', 'serving',
-        'sigmoid', 'stop_signals', 'summaries', 'tf_compat', 'tf_config',
-        'training', 'transfer', 'usage', 'visualize_weights',
+        'local_cluster', 'machine', 'model_base', 'model_fn', 'pictures',
+        'serving', 'sigmoid', 'step_loop', 'stop_signals', 'summaries',
+        'tf_compat', 'tf_config', 'training', 'transfer', 'usage',
+        'visualize_weights',
     ],
     install_requires=[
         # 1.15 is for Python 3.7, and its protocol buffers end at 3.20.

@@ -126,10 +126,11 @@ class ProfileHook(tf.train.SessionRunHook):
   TensorBoard's graph tab shows the same steps' compute time and memory.
   """
 
-  def __init__(self, first, last, output_dir):
-    """Traces the steps from `first` to before `last`."""
+  def __init__(self, first, last, output_dir, steps_per_call=1):
+    """Traces the calls whose first step is from `first` to before `last`."""
     self._first, self._last = first, last
     self._output_dir = output_dir
+    self._steps_per_call = steps_per_call
 
   def begin(self):
     self._global_step = tf.train.get_global_step()
@@ -150,7 +151,7 @@ class ProfileHook(tf.train.SessionRunHook):
         f.write(chrome_trace(run_values.run_metadata))
       tf.summary.FileWriterCache.get(self._output_dir).add_run_metadata(
           run_values.run_metadata, 'step_%d' % self._step)
-    self._step += 1
+    self._step += self._steps_per_call
 
 
 # ---- evaluation --------------------------------------------------------------

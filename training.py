@@ -10,6 +10,7 @@ import time
 import cifar10
 import cifar10_utils
 import cluster
+import machine
 import stop_signals
 import summaries
 import usage
@@ -47,9 +48,9 @@ def add_flags(parser):
       nargs='?', const=True, metavar='True|False',
       help='crop and mirror training pictures at random')
   add('--num-intra-threads', type=int, default=0,
-      help='threads inside an op; 0 is one per core')
+      help='threads inside an op; 0 is one per core this process may use')
   add('--num-inter-threads', type=int, default=0,
-      help='ops run at once; 0 is one per core')
+      help='ops run at once; 0 is one per core this process may use')
   add('--log-device-placement', action='store_true',
       help='log the device of every op, and a table of variables per device')
 
@@ -85,6 +86,10 @@ def add_new_flags(parser):
       help='steps between summaries, and between lines about the speed')
   add('--profile-steps', type=usage.step_range, metavar='A:B',
       help='trace the steps from A to before B to timeline-STEP.json')
+  add('--steps-per-call', type=int, default=1, metavar='K',
+      help='training steps in one session call; hooks look between calls')
+  add('--xla', action='store_true',
+      help='compile the towers with XLA; on a CPU oneDNN is faster')
   add('--lr-boundaries-epochs', type=usage.comma_separated(float),
       default=[82, 123, 300], metavar='E,E,...',
       help='epochs at which the learning rate changes')
@@ -93,13 +98,14 @@ def add_new_flags(parser):
       help='of --learning-rate, before and after each boundary')
 
 
-def split_batch(dataset, num_shards, batch_size):
+def split_batch(dataset, num_shards, batch_size, steps=1):
   """Reads a batch and splits it over the towers.
 
   Args:
     dataset: Cifar10DataSet, or another with its methods.
     num_shards: int, number of towers.
     batch_size: int, examples over all towers.
+    steps: int; more than 1 gives as many batches in a row, [steps, N, ...].
 
   Returns:
     Two lists of `num_shards` tensors, features and labels.
@@ -108,23 +114,25 @@ def split_batch(dataset, num_shards, batch_size):
   if not training and num_shards > 1:
     batch_size = cifar10_utils.batch_size_without_empty_towers(
         batch_size, dataset.count_examples(), num_shards)
-  features, labels = dataset.make_batch(batch_size)
+  features, labels = dataset.make_batch(batch_size, steps)
   if num_shards <= 1:
     return [features], [labels]
   sizes = num_shards
   if not training:  # the last batch may not divide
     sizes = (tf.size(labels) + tf.range(num_shards)) // num_shards
-  return (tf.split(features, sizes, num=num_shards),
-          tf.split(labels, sizes, num=num_shards))
+  axis = 1 if steps > 1 else 0
+  return (tf.split(features, sizes, axis, num_shards),
+          tf.split(labels, sizes, axis, num_shards))
 
 
 def session_config(flags, virtual_devices=0):
   """tf.ConfigProto for the flags."""
+  cores = machine.usable_cores()
   config = tf.ConfigProto(
       allow_soft_placement=True,
       log_device_placement=flags.log_device_placement,
-      intra_op_parallelism_threads=flags.num_intra_threads,
-      inter_op_parallelism_threads=flags.num_inter_threads,
+      intra_op_parallelism_threads=flags.num_intra_threads or cores,
+      inter_op_parallelism_threads=flags.num_inter_threads or cores,
       gpu_options=tf.GPUOptions(force_gpu_compatible=True))
   if virtual_devices:
     config.device_count['CPU'] = virtual_devices

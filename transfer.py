@@ -249,14 +249,15 @@ def _classifier(flags, towers_fn, warm_start, task):
 
 def _inputs(flags, data_set):
   """Dict of subset to an input function without arguments."""
-  def read(subset, batch_size):
+  def read(subset, batch_size, steps=1):
     with tf.device('/cpu:0'), tf.name_scope('input'):
       return training.split_batch(
           data_set(flags.data_dir, subset, flags.use_distortion_for_training,
                    flags.seed),
-          flags.virtual_devices or flags.num_gpus, batch_size)
+          flags.virtual_devices or flags.num_gpus, batch_size, steps)
 
-  return {'train': functools.partial(read, 'train', flags.train_batch_size),
+  return {'train': functools.partial(read, 'train', flags.train_batch_size,
+                                     flags.steps_per_call),
           'validation': functools.partial(read, 'validation',
                                           flags.eval_batch_size),
           'eval': functools.partial(read, 'eval', flags.eval_batch_size)}

@@ -25,7 +25,7 @@ sys.path[:0] = [ROOT, os.path.join(ROOT, 'tests')]
 from clusters import Cluster  # noqa: E402
 
 BATCH_SIZE = 128
-STEPS, INTERVAL = 120, 20  # to train, between checkpoints
+STEPS, INTERVAL = 80, 10  # to train, between checkpoints
 CONSTANT_RATE = ['--lr-boundaries-epochs', '', '--lr-factors', '1']
 
 # Name, workers beside the chief, parameter servers, flags.

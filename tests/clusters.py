@@ -102,10 +102,13 @@ class Cluster(object):
       time.sleep(0.05)
 
   def checkpoints(self):
-    """Steps of the checkpoints in the job directory, ascending."""
-    names = os.listdir(self.job_dir) if os.path.isdir(self.job_dir) else []
-    return sorted(int(n[len('model.ckpt-'):-len('.index')]) for n in names
-                  if re.match(r'model\.ckpt-\d+\.index$', n))
+    """Steps of the checkpoints that are whole, in the order of their making."""
+    path = os.path.join(self.job_dir, 'checkpoint')
+    if not os.path.exists(path):
+      return []
+    with open(path) as f:  # replaced as a whole after each checkpoint
+      return [int(step) for step in re.findall(
+          r'all_model_checkpoint_paths: ".*model\.ckpt-(\d+)"', f.read())]
 
   def wait_for_step(self, step, timeout=150):
     """Waits for a checkpoint of at least this step; returns its step."""

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import socket
+import subprocess
 import sys
 import time
 
@@ -314,7 +315,8 @@ def training_graph(monkeypatch, job, *args):
     fn = model_fn.get_model_fn(0, values.variable_strategy, task.num_workers,
                                values.virtual_devices)
     fn([tf.zeros([4, 32, 32, 3])] * towers, [tf.zeros([4], tf.int32)] * towers,
-       estimator.ModeKeys.TRAIN, values)
+       estimator.ModeKeys.TRAIN, values, estimator.RunConfig(
+           session_config=config, **arguments))
   return config, tf.global_variables()
 
 
@@ -387,5 +389,62 @@ def test_only_the_chief_writes_to_the_job_directory(monkeypatch):
       model_fn.get_model_fn(0, 'CPU', 3)(
           [tf.zeros([4, 32, 32, 3])], [tf.zeros([4], tf.int32)],
           estimator.ModeKeys.TRAIN, values,
-          argparse.Namespace(is_chief=is_chief))
+          argparse.Namespace(is_chief=is_chief, num_ps_replicas=0))
   assert written == ['job', None]
+
+
+def test_a_step_reads_the_variables_once_and_sends_one_gradient(monkeypatch):
+  """The bytes between worker and parameter servers that docs/cluster.md says.
+  """
+  _, variables = training_graph(monkeypatch, 'worker', '--num-layers', '44',
+                                '--virtual-devices', '2')
+  sizes = {v.op.name: v.dtype.size * v.shape.num_elements() for v in variables}
+  read = [op.inputs[0].op.name for op in tf.get_default_graph().get_operations()
+          if op.type == 'ReadVariableOp' and any(
+              'worker' in consumer.device
+              for consumer in op.outputs[0].consumers())]
+  trained = [v.op.name for v in tf.trainable_variables()]
+  assert sum(sizes[name] for name in trained) == 2634604
+  # What creates a variable and what the steps use read it once each; only the
+  # latter is cached on the worker.
+  for name in trained:
+    assert read.count(name) == 1, name
+  # The average over the towers is on the worker, one tensor per variable.
+  averages = [op for op in tf.get_default_graph().get_operations()
+              if op.type == 'Mul' and
+              op.name.startswith('gradient_averaging/')]
+  assert len(averages) == len(trained)
+  assert all('/job:worker/task:0' in op.device for op in averages)
+
+
+# Trains where only TensorFlow can read and write: in its memory.
+IN_MEMORY = """
+import os, sys
+import cifar10_main
+from tf_compat import tf, use_graph_mode
+use_graph_mode()
+try:
+  tf.gfile.MakeDirs('ram://data')
+except tf.errors.UnimplementedError:
+  sys.exit(77)
+for name in os.listdir(sys.argv[1]):
+  if name.endswith('.tfrecords'):
+    tf.gfile.Copy(os.path.join(sys.argv[1], name), 'ram://data/' + name)
+cifar10_main.main(
+    job_dir='ram://data/job', data_dir='ram://data', num_layers=8,
+    train_steps=4, train_batch_size=8, save_checkpoints_steps=2)
+assert tf.gfile.Exists('ram://data/job/model.ckpt-4.index')
+"""
+
+
+def test_data_and_job_may_be_on_any_file_system_of_tensorflow(digits_dir,
+                                                              tmp_path):
+  done = subprocess.run(
+      [sys.executable, '-c', IN_MEMORY, digits_dir], cwd=str(tmp_path),
+      stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True,
+      timeout=200, env=dict(os.environ, PYTHONPATH=ROOT))
+  if done.returncode == 77:
+    pytest.skip('this TensorFlow has no ram:// file system')
+  assert done.returncode == 0, done.stderr[-3000:]
+  assert 'global_step=4 examples=299' in done.stdout
+  assert os.listdir(str(tmp_path)) == []
