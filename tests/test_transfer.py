@@ -99,7 +99,8 @@ def test_a_head_is_a_matrix_and_a_bias(trained):
 
 def test_a_head_resumes_and_is_exported(feature_dir, job, tmp_path, capsys):
   call(transfer, *head_flags(feature_dir, job, '--train-steps', 70,
-                             '--export-dir', tmp_path / 'model'))
+                             '--steps-per-call', 5, '--export-dir',
+                             tmp_path / 'model'))
   assert 'global_step=70' in capsys.readouterr().out
   found = variables(job)
   values = make_features(np.arange(3), 0)
