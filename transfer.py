@@ -11,6 +11,7 @@ cifar10_main.py: it evaluates, resumes, and TensorBoard shows it.
 """
 import argparse
 import functools
+import os
 
 import checkpoint_variables
 import checks
@@ -169,6 +170,8 @@ def main(**flags):
     UsageError: for input that a user can mend, before anything is written.
   """
   flags = argparse.Namespace(**flags)
+  if 'TF_CONFIG' in os.environ:
+    tf.logging.warning('TF_CONFIG is not used: this trains in one process')
   resolve_flags(flags)
   on_features = tf.gfile.IsDirectory(flags.data_dir) and features.are_in(
       flags.data_dir, 'train' if flags.mode == 'train' else 'eval')

@@ -126,6 +126,17 @@ def test_differences_are_counted_and_a_few_named(prefix):
   assert message.endswith('; hint')
 
 
+def test_both_formats_restore_what_is_not_excluded(prefix):
+  kernel = tf.get_variable('a/kernel', [2, 3])
+  other = tf.get_variable('a/other', [2], initializer=tf.ones_initializer())
+  with tf.Session() as session:
+    checkpoint_variables.restore(session, prefix, ['a/other'])
+    np.testing.assert_array_equal(session.run(kernel), dict(VALUES)['a/kernel'])
+    np.testing.assert_array_equal(session.run(other), [1, 1])
+    with pytest.raises(UsageError, match=r'1 of 2 variables missing'):
+      checkpoint_variables.restore(session, prefix)
+
+
 def test_scopes_hold_what_is_below_them_only():
   assert checkpoint_variables.in_scopes('a/b/c', ['a/b'])
   assert checkpoint_variables.in_scopes('a/b/c', ['x', 'a/'])
