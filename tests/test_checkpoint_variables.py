@@ -8,6 +8,7 @@ from conftest import GOLDEN, call, run_command
 from inception_weights import write_checkpoint
 
 import checkpoint_variables
+import checks
 import cifar10_main
 import cifar10_utils
 import extract_tf_slim
@@ -179,9 +180,12 @@ def test_a_resnet_starts_from_another_with_other_classes(golden, digits_dir,
       np.testing.assert_array_equal(found.get_tensor(variable), golden[name])
   assert compared == 21
   assert found.get_tensor('resnet/dense/kernel').shape == (64, 10)
-  again = train(GOLDEN, digits_dir, job, '--num-classes', 10,
-                '--warm-start-exclude', 'resnet/dense')
-  assert '--warm-start-from is not used' in again.stderr
+
+
+def test_a_job_that_has_a_checkpoint_continues_from_that():
+  parsed = cifar10_main.build_parser().parse_args([
+      str(a) for a in flags('/nowhere', 'x', 'y')])
+  assert checks.find_warm_start(parsed, 'model.ckpt-1', {}) is None
 
 
 @pytest.mark.parametrize('args, message', [

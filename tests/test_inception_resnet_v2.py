@@ -87,6 +87,7 @@ def test_without_auxiliary_logits_there_are_898_variables():
   assert (len(sizes), sum(sizes)) == (898, 55875273)
 
 
+@pytest.mark.slow
 def test_without_classes_there_are_features_only():
   logits, end_points = network.inception_resnet_v2(
       tf.zeros([3, 75, 75, 3]), num_classes=0)
