@@ -12,6 +12,7 @@ checkpoint of TensorFlow 1.
 """
 import argparse
 import contextlib
+import hashlib
 import os
 import sys
 import time
@@ -307,8 +308,9 @@ def _fingerprint(checkpoint):
   """SHA-256 of the index, which has every value's checksum, or of the one file
   of the older format."""
   index = checkpoint + '.index'
-  return cifar10_archive.sha256_of(
-      index if os.path.exists(index) else checkpoint)
+  path = index if tf.gfile.Exists(index) else checkpoint
+  with tf.gfile.GFile(path, 'rb') as f:
+    return hashlib.sha256(f.read()).hexdigest()
 
 
 def _copy_class_names(data_dir, folder):
@@ -421,6 +423,8 @@ def main(**flags):
     run = (classify_pictures if flags.images else export if flags.export else
            extract_features)
     with tf.Graph().as_default():
+      # What is not restored is random, but the same when an extraction resumes.
+      tf.set_random_seed(0)
       run(flags, checkpoint)
 
 
