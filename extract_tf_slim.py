@@ -11,6 +11,8 @@ A checkpoint is a job directory, a prefix, or one file. The last two take any
 checkpoint of TensorFlow 1.
 """
 import argparse
+import contextlib
+import hashlib
 import os
 import sys
 import time
@@ -37,6 +39,17 @@ STARTS = (b'\xff\xd8\xff', b'\x89PNG')  # of JPEG and PNG files
 EXTENSIONS = ('.jpg', '.jpeg', '.png')
 
 
+@contextlib.contextmanager
+def working_in(folder, flag):
+  """Creates a local folder and keeps a second run out."""
+  try:
+    os.makedirs(folder, exist_ok=True)
+    with atomic_files.locked(folder, flag):
+      yield
+  except OSError as e:
+    raise UsageError('%s %s cannot be written: %s' % (flag, folder, e))
+
+
 # ---- download ----------------------------------------------------------------
 
 
@@ -49,14 +62,13 @@ def download(folder):
   Raises:
     UsageError: if the archive cannot be had or has changed.
   """
-  os.makedirs(folder, exist_ok=True)
   archive = os.path.join(folder, os.path.basename(URL))
   record = archive + '.sha256'
   known = None
-  if os.path.exists(record):
-    with open(record) as f:
-      known = f.read().split()[0]
-  with atomic_files.locked(folder, '--download'):
+  with working_in(folder, '--download'):
+    if os.path.exists(record):
+      with open(record) as f:
+        known = f.read().split()[0]
     if not os.path.exists(archive):
       print('Download from %s' % URL, file=sys.stderr)
       cifar10_archive.download(URL, archive, known)
@@ -257,7 +269,7 @@ def extract_features(flags, checkpoint):
   fetches = (end_points['PreLogitsFlatten'], labels)
 
   with restored_session(checkpoint, flags.exclude_scopes) as session, \
-      _working_in(flags.features):
+      working_in(flags.features, '--features'):
     features.begin(flags.features, dict(
         {'examples_of_' + subset: n for subset, n in examples.items()},
         checkpoint=_fingerprint(checkpoint), batch_size=flags.batch_size,
@@ -292,17 +304,13 @@ def _extract_subset(session, fetches, writer, subset, total):
       (total - begun) / (time.time() - start)))
 
 
-def _working_in(folder):
-  os.makedirs(folder, exist_ok=True)
-  return atomic_files.locked(folder, '--features')
-
-
 def _fingerprint(checkpoint):
   """SHA-256 of the index, which has every value's checksum, or of the one file
   of the older format."""
   index = checkpoint + '.index'
-  return cifar10_archive.sha256_of(
-      index if os.path.exists(index) else checkpoint)
+  path = index if tf.gfile.Exists(index) else checkpoint
+  with tf.gfile.GFile(path, 'rb') as f:
+    return hashlib.sha256(f.read()).hexdigest()
 
 
 def _copy_class_names(data_dir, folder):
@@ -415,6 +423,8 @@ def main(**flags):
     run = (classify_pictures if flags.images else export if flags.export else
            extract_features)
     with tf.Graph().as_default():
+      # What is not restored is random, but the same when an extraction resumes.
+      tf.set_random_seed(0)
       run(flags, checkpoint)
 
 

@@ -11,6 +11,7 @@ cifar10_main.py: it evaluates, resumes, and TensorBoard shows it.
 """
 import argparse
 import functools
+import os
 
 import checkpoint_variables
 import checks
@@ -92,14 +93,13 @@ def variable_shapes(flags, tower, example):
     example: list of int, shape of one example.
 
   Returns:
-    Dicts of name to shape (list of int): the model's variables, and the
-    momentum of those that train.
+    Dict of name to shape (list of int) of the variables, and the list of names
+    of those that train.
   """
   with tf.Graph().as_default():
     tower(False, tf.zeros([1] + example), None, flags)
-    slots = {v.op.name + '/Momentum': v.shape.as_list()
-             for v in tf.trainable_variables()}
-    return checkpoint_variables.graph_shapes(), slots
+    return (checkpoint_variables.graph_shapes(),
+            [v.op.name for v in tf.trainable_variables()])
 
 
 # ---- main --------------------------------------------------------------------
@@ -169,6 +169,8 @@ def main(**flags):
     UsageError: for input that a user can mend, before anything is written.
   """
   flags = argparse.Namespace(**flags)
+  if 'TF_CONFIG' in os.environ:
+    tf.logging.warning('TF_CONFIG is not used: this trains in one process')
   resolve_flags(flags)
   on_features = tf.gfile.IsDirectory(flags.data_dir) and features.are_in(
       flags.data_dir, 'train' if flags.mode == 'train' else 'eval')
@@ -179,8 +181,8 @@ def main(**flags):
   example = ([data_set(flags.data_dir, list(examples)[0]).num_features()]
              if on_features else [cifar10.HEIGHT, cifar10.WIDTH, cifar10.DEPTH])
 
-  shapes, slots = variable_shapes(flags, tower, example)
-  checkpoint = _find_matching_checkpoint(flags, shapes, slots)
+  shapes, trained = variable_shapes(flags, tower, example)
+  checkpoint = _find_matching_checkpoint(flags, shapes, trained)
   warm_start = _find_warm_start(flags, on_features, checkpoint, shapes)
   checks.make_job_dir(flags.job_dir)
   cifar10_utils.log_configuration(flags, _description(flags, on_features),
@@ -194,7 +196,7 @@ def main(**flags):
     export(flags, towers_fn, on_features, example)
 
 
-def _find_matching_checkpoint(flags, shapes, slots):
+def _find_matching_checkpoint(flags, shapes, trained):
   """The job directory's newest checkpoint, or None; refuses another model's."""
   checkpoint = checks.find_checkpoint(flags)
   if checkpoint:
@@ -203,10 +205,10 @@ def _find_matching_checkpoint(flags, shapes, slots):
         reader, checkpoint, shapes, '--job-dir',
         '; check --data-dir and --num-classes')
     stored = reader.get_variable_to_shape_map()
-    missing = [name for name in slots if name not in stored]
+    missing = [name for name in trained if name + '/Momentum' not in stored]
     if missing and flags.mode != 'evaluate':
       raise UsageError(
-          '--job-dir %s has not trained all of --trainable-scopes (no %s): use '
+          '--job-dir %s has not trained all of --trainable-scopes (%s): use '
           'a new one, with --warm-start-from %s --warm-start-exclude ""' %
           (flags.job_dir, missing[0], flags.job_dir))
   return checkpoint

@@ -21,6 +21,7 @@ from conftest import (
 )
 from test_cifar10_archive import serve, sha256
 
+import checkpoint_variables
 import cifar10
 import extract_tf_slim
 import features
@@ -308,7 +309,7 @@ def test_features_do_not_go_where_pictures_are(small_data):
 
 def test_only_one_process_writes_to_a_folder(inception_checkpoint, small_data,
                                              extracted):
-  with extract_tf_slim._working_in(str(extracted)), \
+  with extract_tf_slim.working_in(str(extracted), '--features'), \
       pytest.raises(UsageError, match='another run is writing there'):
     call(extract_tf_slim, *extraction(inception_checkpoint, small_data,
                                       extracted))
@@ -367,6 +368,7 @@ def test_a_download_is_unpacked_and_its_checksum_recorded(monkeypatch,
   path = download(monkeypatch, body, tmp_path)
   with open(path, 'rb') as f:
     assert f.read() == b'weights'
+  assert checkpoint_variables.find(os.path.dirname(path)) == path
   assert (tmp_path / 'a.tar.gz.sha256').read_text() == (
       '%s  a.tar.gz\n' % sha256(body))
 
@@ -392,6 +394,13 @@ def test_archives_that_are_something_else_are_refused(monkeypatch, tmp_path,
   with pytest.raises(UsageError, match=message):
     download(monkeypatch, body, tmp_path / 'in')
   assert os.listdir(str(tmp_path)) == ['in']
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(UsageError, match='--features .*file/out cannot be '), \
+      extract_tf_slim.working_in(str(tmp_path / 'file' / 'out'), '--features'):
+    pass
 
 
 def test_the_documented_address_is_the_published_one():
