@@ -3,6 +3,9 @@ import contextlib
 import os
 import shutil
 
+from tf_compat import tf
+from usage import UsageError
+
 SUFFIX = '.unfinished'
 
 
@@ -63,3 +66,34 @@ def whole_files(paths, superseded=()):
   finally:
     for temporary in temporaries:
       remove(temporary)
+
+
+@contextlib.contextmanager
+def whole_gfile(path, flag):
+  """Yields a text file to write to, anywhere that tf.gfile knows.
+
+  It becomes `path` at the end; if the block raises, nothing has changed.
+
+  Args:
+    path: str.
+    flag: str, the flag to name in an error.
+
+  Raises:
+    UsageError: if the file cannot be written; before the block, where that is
+      known by then.
+  """
+  temporary = temporary_name(path)
+  try:
+    if tf.gfile.IsDirectory(path):
+      raise UsageError('%s %s is a folder; expected a file' % (flag, path))
+    try:
+      with tf.gfile.GFile(temporary, 'w') as f:
+        f.write('')  # creates the file
+        f.flush()
+        yield f
+      tf.gfile.Rename(temporary, path, overwrite=True)
+    finally:
+      if tf.gfile.Exists(temporary):
+        tf.gfile.Remove(temporary)
+  except tf.errors.OpError as e:
+    raise UsageError('%s %s cannot be written: %s' % (flag, path, e.message))

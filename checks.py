@@ -6,6 +6,7 @@ the flag or file, its value, what is allowed.
 import collections
 import os
 
+import checkpoints
 import cifar10_model
 import cifar10_utils
 from cifar10 import Cifar10DataSet
@@ -34,6 +35,28 @@ RANGES = (
     ('learning_rate', 0, None),
     ('seed', 0, 2**31 - 1),
 )
+
+
+def require_folders(flags):
+  """Settles --data-dir and --job-dir, which not every mode needs."""
+  using = flags.mode in ('evaluate', 'predict', 'export')
+  if flags.job_dir is None and using and flags.checkpoint:
+    flags.job_dir = (flags.checkpoint if tf.gfile.IsDirectory(flags.checkpoint)
+                     else os.path.dirname(flags.checkpoint) or '.')
+  for name, needed in (('job_dir', True), ('data_dir', flags.mode not in (
+      'predict', 'export')), ('input', flags.mode == 'predict'),
+                       ('export_dir', flags.mode == 'export')):
+    if needed and not getattr(flags, name):
+      raise UsageError('--mode %s needs --%s' %
+                       (flags.mode, name.replace('_', '-')))
+  for name, modes in (('checkpoint', ('evaluate', 'predict', 'export')),
+                      ('report', ('evaluate',)), ('input', ('predict',)),
+                      ('export_dir', ('export',))):
+    _require(not getattr(flags, name) or flags.mode in modes, name,
+             getattr(flags, name), '--mode ' + ' or '.join(modes))
+  _require(flags.data_dir is None or not using or
+           tf.gfile.IsDirectory(flags.data_dir), 'data_dir', flags.data_dir,
+           'a folder')
 
 
 def resolve_flags(flags, num_workers=1):
@@ -94,6 +117,9 @@ def _check_schedule(boundaries, factors):
 def _resolve_devices(flags):
   """Settles num_gpus and data_format; batches must divide by the towers."""
   visible = cifar10_utils.visible_gpus()
+  if flags.mode == 'export':  # what serves it may have no GPU
+    flags.num_gpus, flags.virtual_devices = 0, 0
+    flags.variable_strategy, flags.data_format = 'CPU', 'channels_last'
   if flags.num_gpus is None:
     # Differs from 2017: the default of 1 failed on a host without a GPU.
     flags.num_gpus = 0 if flags.virtual_devices else min(1, visible)
@@ -128,11 +154,13 @@ def count_checked_examples(flags, task=None):
   Returns:
     Ordered dict of subset to number of examples.
   """
+  if flags.mode in ('predict', 'export'):
+    return collections.OrderedDict()
   if not tf.gfile.IsDirectory(flags.data_dir):
     raise UsageError('--data-dir %s is not a folder; make the data with: '
                      'python generate_cifar10_tfrecords.py --data-dir %s' %
                      (flags.data_dir, flags.data_dir))
-  subsets = {'evaluate': ['eval'], 'train': ['train']}.get(
+  subsets = {'evaluate': [flags.subset], 'train': ['train']}.get(
       flags.mode, ['train', 'validation', 'eval'])
   if task:
     subsets = {'chief': [s for s in subsets if s != 'validation'],
@@ -145,18 +173,22 @@ def count_checked_examples(flags, task=None):
 
 
 def find_matching_checkpoint(flags):
-  """Returns the prefix of the newest checkpoint in the job directory or None.
+  """Returns the prefix of --checkpoint, or of the newest in the job directory.
+
+  Returns None where there is none and none is needed.
 
   Raises:
     UsageError: if it is of another network, or missing where one is needed.
   """
-  checkpoint = cifar10_utils.latest_checkpoint(flags.job_dir)
+  where = '--checkpoint' if flags.checkpoint else '--job-dir'
+  checkpoint = (checkpoints.find(flags.checkpoint) if flags.checkpoint else
+                checkpoints.newest_readable(flags.job_dir))
   if checkpoint:
     cifar10_utils.check_checkpoint(checkpoint, cifar10_model.variable_shapes(
-        flags.num_layers, flags.block, flags.num_classes))
+        flags.num_layers, flags.block, flags.num_classes), where)
     cifar10_utils.check_block(checkpoint, cifar10_model.UNIT_SCOPES,
-                              flags.block)
-  elif flags.mode == 'evaluate':
+                              flags.block, where)
+  elif flags.mode in ('evaluate', 'predict', 'export'):
     raise UsageError('--job-dir %s has no checkpoint; train first, or name the '
                      'folder that has model.ckpt-*' % flags.job_dir)
   return checkpoint

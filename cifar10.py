@@ -27,7 +27,7 @@ class Cifar10DataSet(object):
   """One subset of CIFAR-10 on disk: one TFRecord file, or its shards."""
 
   def __init__(self, data_dir, subset='train', use_distortion=True, seed=None,
-               num_workers=1, worker_index=0):
+               num_workers=1, worker_index=0, once=False):
     """Names the data; nothing is read yet.
 
     Args:
@@ -37,9 +37,11 @@ class Cifar10DataSet(object):
       seed: int or None; with a seed the batches repeat from run to run.
       num_workers: int; each worker trains on its own share of the records.
       worker_index: int in [0, num_workers).
+      once: bool; read 'train' too in order, each example once, undistorted.
     """
     self.data_dir = data_dir
     self.subset = subset
+    self.training = subset == 'train' and not once
     self.use_distortion = use_distortion
     self.seed = seed
     self.num_workers = num_workers
@@ -82,13 +84,14 @@ class Cifar10DataSet(object):
 
     Returns:
       image: float32 [32, 32, 3] or [N, 32, 32, 3] in [0, 255].
-      label: int32 [] or [N].
+      label: int32 [] or [N]; -1 where there is none, as in records to predict
+        (`check_records` wants one).
     """
     one = serialized_example.shape.ndims == 0
     parse = tf.parse_single_example if one else tf.parse_example
     features = parse(serialized_example, {
         'image': tf.FixedLenFeature([], tf.string),
-        'label': tf.FixedLenFeature([], tf.int64),
+        'label': tf.FixedLenFeature([], tf.int64, default_value=-1),
     })
     planes = tf.decode_raw(features['image'], tf.uint8)
     planes.set_shape(serialized_example.shape.concatenate(
@@ -104,7 +107,7 @@ class Cifar10DataSet(object):
 
   def preprocess(self, image):
     """Distorts training pictures; float32 [32, 32, 3] or [N, 32, 32, 3]."""
-    if self.subset == 'train' and self.use_distortion:
+    if self.training and self.use_distortion:
       image = random_crop_and_flip(image, 4, self.seed)
     return image
 
@@ -114,7 +117,7 @@ class Cifar10DataSet(object):
     'train' goes on for ever with N = `batch_size`; the other subsets end after
     each example was read once, the last batch being smaller where it must.
     """
-    training = self.subset == 'train'
+    training = self.training
     dataset = tf.data.TFRecordDataset(self.get_filenames())
     if training:
       # Differs from 2017: what is cached are the records (uint8, 3 KiB each);
@@ -179,14 +182,22 @@ def class_names(data_dir, num_classes):
   They are the lines of `classes.txt` in the data directory if it is there, else
   CIFAR-10's; classes beyond them are called 'class 10' and so on.
   """
-  path = os.path.join(data_dir, 'classes.txt')
-  names = CLASS_NAMES
-  if tf.gfile.Exists(path):
-    with tf.gfile.GFile(path) as f:
-      names = f.read().split('\n')
-  names = [name.strip() for name in names if name.strip()]
+  names = _named_classes(data_dir)
   return (names + ['class %d' % i for i in range(len(names), num_classes)])[
       :num_classes]
+
+
+def count_named_classes(data_dir):
+  """Number of classes that have a name; logits beyond them are spare."""
+  return len(_named_classes(data_dir))
+
+
+def _named_classes(data_dir):
+  path = os.path.join(data_dir or '', 'classes.txt')
+  if data_dir is None or not tf.gfile.Exists(path):
+    return CLASS_NAMES
+  with tf.gfile.GFile(path) as f:
+    return [name.strip() for name in f.read().split('\n') if name.strip()]
 
 
 def random_crop_and_flip(image, margin, seed=None):
@@ -252,36 +263,56 @@ def check_file(filename, num_classes):
     ValueError: naming file and record number.
   """
   count = 0
+  for _, label in read_examples(filename):
+    if label is None or not 0 <= label < num_classes:
+      raise _bad_record(filename, count, 'has label %s; expected one in [0, %d)'
+                        % ('nothing' if label is None else label, num_classes))
+    count += 1
+  return count
+
+
+def read_examples(filename):
+  """Yields (record bytes, label) of a file; the label is None without one.
+
+  Raises:
+    ValueError: naming file and record number, for a corrupt record or one that
+      does not have one picture and at most one label.
+  """
   example = tf.train.Example()
+  count = 0
   try:
     for record in read_records(filename):
       example.ParseFromString(record)
-      _check_example(example, num_classes)
+      yield record, _check_example(example)
       count += 1
+    return
   except tf.errors.DataLossError:
     problem = 'is corrupt, or this is not a TFRecord file'
-  except ValueError as e:
+  except UsageError as e:
     problem = str(e)
   except Exception as e:
     # Each protobuf release has a DecodeError of its own.
     if type(e).__name__ != 'DecodeError':
       raise
     problem = 'is not a tf.train.Example'
-  else:
-    return count
-  raise UsageError('%s: record %d (counted from 0) %s' %
-                   (filename, count, problem))
+  raise _bad_record(filename, count, problem)
 
 
-def _check_example(example, num_classes):
-  """Raises ValueError unless there is one image and one label in range."""
+def _bad_record(filename, index, problem):
+  return UsageError('%s: record %d (counted from 0) %s' %
+                    (filename, index, problem))
+
+
+def _check_example(example):
+  """Returns the label or None; raises UsageError unless there is one image."""
   feature = example.features.feature
   image = feature['image'].bytes_list.value
   expected = DEPTH * HEIGHT * WIDTH
   if len(image) != 1 or len(image[0]) != expected:
     raise UsageError('has an image of %d bytes; expected %d' %
                      (sum(len(i) for i in image), expected))
-  label = feature['label'].int64_list.value
-  if len(label) != 1 or not 0 <= label[0] < num_classes:
-    raise UsageError('has label %s; expected one in [0, %d)' %
-                     (', '.join(map(str, label)) or 'nothing', num_classes))
+  labels = feature['label'].int64_list.value
+  if (feature['label'].WhichOneof('kind') not in ('int64_list', None) or
+      len(labels) > 1):
+    raise UsageError('has a label that is not one integer')
+  return labels[0] if labels else None

@@ -25,7 +25,7 @@ from tf_compat import estimator, tf, use_graph_mode
 
 def input_fn(data_dir, subset, num_shards, batch_size,
              use_distortion_for_training=True, seed=None, num_workers=1,
-             worker_index=0):
+             worker_index=0, once=False):
   """Reads a batch and splits it over the towers.
 
   Args:
@@ -37,6 +37,7 @@ def input_fn(data_dir, subset, num_shards, batch_size,
     seed: int or None.
     num_workers: int, workers of the cluster, each reading its own share.
     worker_index: int in [0, num_workers).
+    once: bool; read 'train' too in order, each example once, undistorted.
 
   Returns:
     Two lists of `num_shards` tensors: images float32 [N, 32, 32, 3] in
@@ -45,15 +46,15 @@ def input_fn(data_dir, subset, num_shards, batch_size,
   with tf.device('/cpu:0'), tf.name_scope('input'):
     dataset = cifar10.Cifar10DataSet(
         data_dir, subset, subset == 'train' and use_distortion_for_training,
-        seed, num_workers, worker_index)
-    if subset != 'train' and num_shards > 1:
+        seed, num_workers, worker_index, once)
+    if not dataset.training and num_shards > 1:
       batch_size = cifar10_utils.batch_size_without_empty_towers(
           batch_size, dataset.count_examples(), num_shards)
     images, labels = dataset.make_batch(batch_size)
     if num_shards <= 1:
       return [images], [labels]
     sizes = num_shards
-    if subset != 'train':  # the last batch may not divide
+    if not dataset.training:  # the last batch may not divide
       sizes = (tf.size(labels) + tf.range(num_shards)) // num_shards
     return (tf.split(images, sizes, num=num_shards),
             tf.split(labels, sizes, num=num_shards))
@@ -97,6 +98,9 @@ def build_parser():
   add('--visualize-activations', action='store_true',
       help='pictures of the intermediate outputs, one grid per layer')
 
+  training.add_use_flags(parser.add_argument_group(
+      'evaluate, predict and export'))
+
   add = parser.add_argument_group('cluster (see TF_CONFIG)').add_argument
   add('--num-workers', type=int,
       help='processes that train, the chief among them; TF_CONFIG says it, '
@@ -112,7 +116,7 @@ def build_parser():
   return parser
 
 
-def main(job_dir, data_dir, num_gpus=None, variable_strategy='CPU',
+def main(job_dir=None, data_dir=None, num_gpus=None, variable_strategy='CPU',
          use_distortion_for_training=True, log_device_placement=False,
          num_intra_threads=0, **hparams):
   """Runs one mode; the arguments are the flags, those left out the defaults.
@@ -121,18 +125,20 @@ def main(job_dir, data_dir, num_gpus=None, variable_strategy='CPU',
     UsageError: for input that a user can mend, before anything is written.
     SystemExit: with the status of a cluster or after a signal.
   """
-  flags = build_parser().parse_args(
-      ['--job-dir', job_dir, '--data-dir', data_dir])
+  flags = build_parser().parse_args([])
   vars(flags).update(
-      hparams, num_gpus=num_gpus, variable_strategy=variable_strategy,
+      hparams, job_dir=job_dir, data_dir=data_dir, num_gpus=num_gpus,
+      variable_strategy=variable_strategy,
       use_distortion_for_training=use_distortion_for_training,
       log_device_placement=log_device_placement,
       num_intra_threads=num_intra_threads)
+  checks.require_folders(flags)
   if flags.local_cluster:
     checks.resolve_flags(flags, 1 + flags.local_cluster.get('worker', 0))
     checks.count_checked_examples(flags)
     sys.exit(local_cluster.run(flags.local_cluster, flags.max_restarts))
-  task = cluster.read_task(flags) if flags.mode != 'evaluate' else None
+  trains = flags.mode in ('train', 'train_and_evaluate')
+  task = cluster.read_task(flags) if trains else None
   checks.resolve_flags(flags, task.num_workers if task else 1)
   if task and task.type == 'ps':
     cluster.serve_parameters(task, flags)
@@ -140,6 +146,9 @@ def main(job_dir, data_dir, num_gpus=None, variable_strategy='CPU',
   examples = checks.count_checked_examples(flags, task)
   flags.num_examples = examples.get('train')
   checkpoint = checks.find_matching_checkpoint(flags)
+  if flags.mode in ('predict', 'export'):
+    training.use(functools.partial(_classify, flags), flags, checkpoint)
+    return
   if not task or task.is_chief:
     checks.make_job_dir(flags.job_dir)
   cifar10_utils.log_configuration(flags, examples, task)
@@ -156,16 +165,35 @@ def _classifier(flags, task):
       config=training.run_config(flags, config, task), params=flags)
 
 
+def _classify(flags, images):
+  """Builds the network for inference.
+
+  Args:
+    flags: resolved flags.
+    images: float32 [N, 32, 32, 3], preprocessed.
+
+  Returns:
+    Dict of classes, int64 [N], and probabilities, float32 [N, num_classes].
+  """
+  model_fn = get_model_fn(flags.num_gpus, flags.variable_strategy, 1,
+                          flags.virtual_devices)
+  return model_fn([images], None, estimator.ModeKeys.PREDICT,
+                  flags).predictions
+
+
 def _inputs(flags, task):
   """Dict of subset to input_fn without arguments, as the Estimator wants it."""
   shard = (task.num_workers, task.worker_index) if task else ()
   towers = flags.virtual_devices or flags.num_gpus
 
-  def reader(subset, batch_size, *shard):
+  def reader(subset, batch_size, *shard, **kwargs):
     return functools.partial(
         input_fn, flags.data_dir, subset, towers, batch_size,
-        flags.use_distortion_for_training, flags.seed, *shard)
+        flags.use_distortion_for_training, flags.seed, *shard, **kwargs)
 
+  if flags.mode == 'evaluate':
+    return {flags.subset: reader(flags.subset, flags.eval_batch_size,
+                                 once=True)}
   return {'train': reader('train', flags.train_batch_size, *shard),
           'validation': reader('validation', flags.eval_batch_size),
           'eval': reader('eval', flags.eval_batch_size)}

@@ -2,29 +2,32 @@
 
 What `cifar10_main.py` does with any network: the flags of a training, the
 configuration of the Estimator, training that evaluates on `validation`, one
-evaluation on `eval` at the end.
+evaluation on `eval` at the end; and the modes that use what was trained.
 """
+import functools
 import sys
 
 import cifar10
 import cifar10_utils
 import cluster
+import export
+import predict
+import report
 import stop_signals
 import summaries
 import usage
 from tf_compat import estimator, tf
 
-MODES = ('train_and_evaluate', 'train', 'evaluate')
+MODES = ('train_and_evaluate', 'train', 'evaluate', 'predict', 'export')
 
 
 def add_flags(parser):
   """Adds the flags of 2017 that do not depend on the network."""
   add = parser.add_argument
-  add('--data-dir', required=True,
+  add('--data-dir',
       help='folder of the TFRecord files that generate_cifar10_tfrecords.py '
-      'writes')
-  add('--job-dir', required=True,
-      help='folder of checkpoints and TensorBoard events')
+      'writes; predict and export only look for its classes.txt')
+  add('--job-dir', help='folder of checkpoints and TensorBoard events')
   add('--train-steps', type=int, default=80000,
       help='global step at which training ends')
   add('--train-batch-size', type=int, default=128,
@@ -74,6 +77,24 @@ def add_new_flags(parser):
   add('--lr-factors', type=usage.comma_separated(float),
       default=[1, 0.1, 0.01, 0.002], metavar='F,F,...',
       help='of --learning-rate, before and after each boundary')
+
+
+def add_use_flags(parser):
+  """Adds the flags of evaluate, predict and export."""
+  add = parser.add_argument
+  add('--checkpoint', metavar='DIR|PREFIX',
+      help='to use (default: the newest of --job-dir)')
+  add('--subset', choices=list(cifar10.SUBSETS), default='eval',
+      help='to evaluate on')
+  add('--report', metavar='JSON',
+      help='where evaluate writes its figures per class, confusion matrix and '
+      'calibration error')
+  add('--input', nargs='+', metavar='FILE|DIR',
+      help='what to predict: PNG, JPEG, TFRecords, folders of them')
+  add('--output', default='-', metavar='CSV|JSONL',
+      help='where predictions go, by its ending; - is standard output, as CSV')
+  add('--export-dir', metavar='DIR',
+      help='new folder for the SavedModel')
 
 
 def session_config(flags, virtual_devices=0):
@@ -132,7 +153,9 @@ def run(make_classifier, inputs, flags, checkpoint, task=None):
     else:
       _train(make_classifier(task), inputs, flags, checkpoint, task)
   if flags.mode != 'train' and (not task or task.is_chief):
-    _evaluate(make_classifier(None), inputs, flags)
+    if flags.mode != 'evaluate':
+      checkpoint = cifar10_utils.latest_checkpoint(flags.job_dir)
+    _evaluate(make_classifier(None), inputs, flags, checkpoint)
 
 
 def _train(classifier, inputs, flags, checkpoint, task):
@@ -177,12 +200,41 @@ def _evaluation_hooks(classifier, flags, name=None):
       cifar10.class_names(flags.data_dir, flags.num_classes))]
 
 
-def _evaluate(classifier, inputs, flags):
-  """Evaluates the latest checkpoint on the test set; prints one line."""
+def _evaluate(classifier, inputs, flags, checkpoint):
+  """Evaluates a checkpoint; prints one line, and a table where asked to."""
+  name = 'test' if flags.subset == 'eval' else flags.subset
+  names = cifar10.class_names(flags.data_dir, flags.num_classes)
+  hook = report.ReportHook(names, cifar10.count_named_classes(flags.data_dir))
   results = classifier.evaluate(
-      inputs['eval'], name='test',
-      hooks=_evaluation_hooks(classifier, flags, 'test'),
-      checkpoint_path=cifar10_utils.latest_checkpoint(flags.job_dir))
+      inputs[flags.subset], name=name, checkpoint_path=checkpoint,
+      hooks=_evaluation_hooks(classifier, flags, name) + [hook])
   print('eval: accuracy=%.4f loss=%.4f global_step=%d examples=%d' %
         (results['accuracy'], results['loss'], results['global_step'],
          results['examples']))
+  if flags.mode == 'evaluate':
+    figures = hook.result(results)
+    figures.update(checkpoint=checkpoint, subset=flags.subset)
+    print(report.format_table(figures), file=sys.stderr)
+    if flags.report:
+      report.write(figures, flags.report)
+
+
+def use(classify, flags, checkpoint):
+  """Predicts or exports, as --mode says.
+
+  Args:
+    classify: function from float32 [N, 32, 32, 3], preprocessed, to a dict of
+      `classes` [N] and `probabilities` [N, num_classes].
+    flags: resolved flags.
+    checkpoint: str, prefix of the one to use.
+  """
+  dataset = cifar10.Cifar10DataSet(flags.data_dir, 'eval')
+  names = cifar10.class_names(flags.data_dir, flags.num_classes)
+  if flags.mode == 'predict':
+    predict.run(classify, dataset, checkpoint, names, flags.input, flags.output,
+                flags.eval_batch_size)
+  else:
+    export.write(flags.export_dir,
+                 functools.partial(export.build_signatures, classify, dataset),
+                 checkpoint, names)
+    print('exported %s to %s' % (checkpoint, flags.export_dir))
