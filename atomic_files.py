@@ -1,5 +1,6 @@
 """Files that appear whole or not at all: temporary name, fsync, rename."""
 import contextlib
+import fcntl
 import os
 import shutil
 
@@ -97,3 +98,30 @@ def whole_gfile(path, flag):
         tf.gfile.Remove(temporary)
   except tf.errors.OpError as e:
     raise UsageError('%s %s cannot be written: %s' % (flag, path, e.message))
+
+
+@contextlib.contextmanager
+def locked(folder, flag):
+  """Keeps a second process out of a folder; a dead owner holds no lock.
+
+  Args:
+    folder: str; one that is not on a local path, such as gs://, is not locked.
+    flag: str, the flag to name in an error.
+
+  Raises:
+    UsageError: if another process holds the lock.
+  """
+  if '://' in folder:
+    yield
+    return
+  descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+  try:
+    try:
+      fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      raise UsageError('%s %s: another run is writing there' % (flag, folder))
+    except OSError:
+      pass  # some network file systems cannot lock folders
+    yield
+  finally:
+    os.close(descriptor)  # and unlocks

@@ -3,6 +3,7 @@
 A checkpoint is named by its prefix, `.../model.ckpt-600`.
 """
 import os
+import re
 
 import numpy as np
 
@@ -127,3 +128,14 @@ def remove(prefix):
   for name in sorted(tf.gfile.Glob(prefix + '.*'),
                      key=lambda name: not name.endswith('.index')):
     tf.gfile.Remove(name)
+
+
+def remove_unfinished(folder):
+  """Removes what a save left that was cut short, by a kill or a full disk."""
+  whole = {os.path.basename(prefix) for prefix in all_prefixes(folder)}
+  for name in tf.gfile.ListDirectory(folder):
+    found = re.match(r'(model\.ckpt-\d+)(_temp.*|\.(data|meta|tempstate).*)',
+                     name.rstrip('/'))
+    if found and (found.group(1) not in whole or '.data' not in name and
+                  '.meta' not in name):
+      tf.gfile.DeleteRecursively(os.path.join(folder, name))

@@ -16,6 +16,10 @@ from usage import UsageError
 # The full pre-activation units diverge at the original's rate of 0.1.
 DEFAULT_LEARNING_RATE = {'v1': 0.1, 'v2': 0.05, 'bottleneck_v2': 0.05}
 
+# How an exported network is built, whatever it was trained on.
+SERVING = {'num_gpus': 0, 'virtual_devices': 0, 'variable_strategy': 'CPU',
+           'data_format': 'channels_last'}
+
 # Flag -> (lowest, highest allowed or None).
 RANGES = (
     ('train_steps', 1, None),
@@ -29,12 +33,18 @@ RANGES = (
     ('save_checkpoints_steps', 1, None),
     ('summary_steps', 1, None),
     ('keep_checkpoint_max', 0, None),
+    ('early_stop_evals', 1, None),
+    ('max_restores', 0, None),
     ('start_timeout_secs', 0, None),
     ('max_restarts', 0, None),
     ('weight_decay', 0, None),
     ('learning_rate', 0, None),
     ('seed', 0, 2**31 - 1),
 )
+
+
+def _trains(flags):
+  return flags.mode in ('train', 'train_and_evaluate')
 
 
 def require_folders(flags):
@@ -80,6 +90,13 @@ def resolve_flags(flags, num_workers=1):
   _check_schedule(flags.lr_boundaries_epochs, flags.lr_factors)
   _require(not flags.sync or num_workers > 1, 'sync', 'with one worker',
            'a cluster with more of them; leave it out')
+  _require(not flags.resume_exact or flags.seed is not None, 'resume_exact',
+           'without --seed', 'a seed, which makes the order repeat')
+  for name, asked in (('resume_exact', flags.resume_exact),
+                      ('early_stop_evals', flags.early_stop_evals),
+                      ('on_nan', flags.on_nan == 'restore')):
+    _require(not asked or num_workers == 1, name, getattr(flags, name),
+             'no such flag in a cluster')
   _resolve_devices(flags)
   if flags.learning_rate is None:
     flags.learning_rate = DEFAULT_LEARNING_RATE[flags.block]
@@ -118,8 +135,7 @@ def _resolve_devices(flags):
   """Settles num_gpus and data_format; batches must divide by the towers."""
   visible = cifar10_utils.visible_gpus()
   if flags.mode == 'export':  # what serves it may have no GPU
-    flags.num_gpus, flags.virtual_devices = 0, 0
-    flags.variable_strategy, flags.data_format = 'CPU', 'channels_last'
+    vars(flags).update(SERVING)
   if flags.num_gpus is None:
     # Differs from 2017: the default of 1 failed on a host without a GPU.
     flags.num_gpus = 0 if flags.virtual_devices else min(1, visible)
@@ -181,8 +197,11 @@ def find_matching_checkpoint(flags):
     UsageError: if it is of another network, or missing where one is needed.
   """
   where = '--checkpoint' if flags.checkpoint else '--job-dir'
-  checkpoint = (checkpoints.find(flags.checkpoint) if flags.checkpoint else
-                checkpoints.newest_readable(flags.job_dir))
+  if flags.checkpoint:
+    checkpoint = checkpoints.find(flags.checkpoint)
+  else:
+    checkpoint = checkpoints.newest_readable(flags.job_dir,
+                                             finite=_trains(flags))
   if checkpoint:
     cifar10_utils.check_checkpoint(checkpoint, cifar10_model.variable_shapes(
         flags.num_layers, flags.block, flags.num_classes), where)

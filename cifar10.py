@@ -111,8 +111,11 @@ class Cifar10DataSet(object):
       image = random_crop_and_flip(image, 4, self.seed)
     return image
 
-  def make_batch(self, batch_size):
+  def make_batch(self, batch_size, skip=0):
     """Returns the next batch: image float32 [N, 32, 32, 3], label int32 [N].
+
+    The first `skip` batches are made and dropped: with a seed, what follows is
+    what would have followed them, distortions too.
 
     'train' goes on for ever with N = `batch_size`; the other subsets end after
     each example was read once, the last batch being smaller where it must.
@@ -132,6 +135,7 @@ class Cifar10DataSet(object):
     dataset = dataset.batch(batch_size, drop_remainder=training)
     dataset = dataset.map(self.parser, num_parallel_calls=(
         tf.data.experimental.AUTOTUNE if self.seed is None else None))
+    dataset = dataset.skip(skip)
     dataset = dataset.prefetch(2)
     return tf.data.make_one_shot_iterator(dataset).get_next()
 

@@ -6,9 +6,11 @@ Reproduces arXiv 1512.03385, section 4.2, on one CPU or several GPUs: one tower
 per device, variables shared, gradients averaged.
 """
 import argparse
+import contextlib
 import functools
 import sys
 
+import atomic_files
 import checks
 import cifar10
 import cifar10_model
@@ -25,7 +27,7 @@ from tf_compat import estimator, tf, use_graph_mode
 
 def input_fn(data_dir, subset, num_shards, batch_size,
              use_distortion_for_training=True, seed=None, num_workers=1,
-             worker_index=0, once=False):
+             worker_index=0, once=False, skip=0):
   """Reads a batch and splits it over the towers.
 
   Args:
@@ -38,6 +40,7 @@ def input_fn(data_dir, subset, num_shards, batch_size,
     num_workers: int, workers of the cluster, each reading its own share.
     worker_index: int in [0, num_workers).
     once: bool; read 'train' too in order, each example once, undistorted.
+    skip: int, batches to drop at the start.
 
   Returns:
     Two lists of `num_shards` tensors: images float32 [N, 32, 32, 3] in
@@ -50,7 +53,7 @@ def input_fn(data_dir, subset, num_shards, batch_size,
     if not dataset.training and num_shards > 1:
       batch_size = cifar10_utils.batch_size_without_empty_towers(
           batch_size, dataset.count_examples(), num_shards)
-    images, labels = dataset.make_batch(batch_size)
+    images, labels = dataset.make_batch(batch_size, skip)
     if num_shards <= 1:
       return [images], [labels]
     sizes = num_shards
@@ -145,15 +148,20 @@ def main(job_dir=None, data_dir=None, num_gpus=None, variable_strategy='CPU',
     return
   examples = checks.count_checked_examples(flags, task)
   flags.num_examples = examples.get('train')
-  checkpoint = checks.find_matching_checkpoint(flags)
+  classify = functools.partial(_classify, flags)
   if flags.mode in ('predict', 'export'):
-    training.use(functools.partial(_classify, flags), flags, checkpoint)
+    training.use(classify, flags, checks.find_matching_checkpoint(flags))
     return
-  if not task or task.is_chief:
-    checks.make_job_dir(flags.job_dir)
-  cifar10_utils.log_configuration(flags, examples, task)
-  training.run(functools.partial(_classifier, flags), _inputs(flags, task),
-               flags, checkpoint, task)
+  checks.find_matching_checkpoint(flags)  # refused before anything is written
+  with contextlib.ExitStack() as stack:
+    if not task or task.is_chief:
+      checks.make_job_dir(flags.job_dir)
+      if trains:
+        stack.enter_context(atomic_files.locked(flags.job_dir, '--job-dir'))
+    checkpoint = checks.find_matching_checkpoint(flags)
+    cifar10_utils.log_configuration(flags, examples, task)
+    training.run(functools.partial(_classifier, flags), _inputs(flags, task),
+                 flags, checkpoint, classify, task)
 
 
 def _classifier(flags, task):
@@ -175,6 +183,8 @@ def _classify(flags, images):
   Returns:
     Dict of classes, int64 [N], and probabilities, float32 [N, num_classes].
   """
+  if flags.mode != 'predict':
+    flags = argparse.Namespace(**dict(vars(flags), **checks.SERVING))
   model_fn = get_model_fn(flags.num_gpus, flags.variable_strategy, 1,
                           flags.virtual_devices)
   return model_fn([images], None, estimator.ModeKeys.PREDICT,

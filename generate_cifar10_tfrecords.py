@@ -9,7 +9,6 @@ height, width) as in the pickles of https://www.cs.toronto.edu/~kriz/cifar.html,
 and `label`, int64 in [0, 10). 3,126 bytes a record on disk.
 """
 import contextlib
-import fcntl
 import itertools
 import os
 import re
@@ -314,21 +313,12 @@ def _working_in(data_dir):
     raise UsageError('--data-dir %r: expected a folder, or the name of a new '
                      'one' % data_dir)
   os.makedirs(data_dir, exist_ok=True)
-  descriptor = os.open(data_dir, os.O_RDONLY | os.O_DIRECTORY)
-  try:
-    try:
-      fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      raise UsageError('--data-dir %s: another run is writing there' % data_dir)
-    except OSError:
-      pass  # some network file systems cannot lock folders
+  with atomic_files.locked(data_dir, '--data-dir'):
     for name in os.listdir(data_dir):
       if re.match(r'\.(train|validation|eval|cifar-10-).*%s$' %
                   re.escape(atomic_files.SUFFIX), name):
         atomic_files.remove(os.path.join(data_dir, name))
     yield
-  finally:
-    os.close(descriptor)  # and unlocks
 
 
 def _parser():

@@ -10,11 +10,13 @@ setup(
     description='ResNet on CIFAR-10 with the TensorFlow Estimator',
     python_requires='>=3.7, !=3.8.*, <3.14',
     py_modules=[
-        'atomic_files', 'checks', 'cifar10', 'cifar10_archive', 'cifar10_main',
-        'cifar10_model', 'cifar10_utils', 'cluster', 'custom_sigmoid',
+        'atomic_files', 'best', 'checkpoints', 'checks', 'cifar10',
+        'cifar10_archive', 'cifar10_main', 'cifar10_model', 'cifar10_utils',
+        'cluster', 'custom_sigmoid', 'export',
         'generate_cifar10_tfrecords', 'gradients', 'local_cluster',
-        'model_base', 'model_fn', 'pictures', 'sigmoid', 'stop_signals',
-        'summaries', 'tf_compat', 'training', 'usage', 'visualize_weights',
+        'model_base', 'model_fn', 'nan_guard', 'pictures', 'predict',
+        'report', 'sigmoid', 'stop_signals', 'summaries', 'tf_compat',
+        'training', 'usage', 'visualize_weights',
     ],
     install_requires=[
         # 1.15 is for Python 3.7, and its protocol buffers end at 3.20.

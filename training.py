@@ -4,19 +4,26 @@ What `cifar10_main.py` does with any network: the flags of a training, the
 configuration of the Estimator, training that evaluates on `validation`, one
 evaluation on `eval` at the end; and the modes that use what was trained.
 """
+import contextlib
+import errno
 import functools
+import os
 import sys
 
+import best
+import checkpoints
 import cifar10
 import cifar10_utils
 import cluster
 import export
+import nan_guard
 import predict
 import report
 import stop_signals
 import summaries
 import usage
 from tf_compat import estimator, tf
+from usage import UsageError
 
 MODES = ('train_and_evaluate', 'train', 'evaluate', 'predict', 'export')
 
@@ -62,6 +69,18 @@ def add_new_flags(parser):
       help='seconds between evaluations, at least; each needs a new checkpoint')
   add('--save-checkpoints-steps', type=int,
       help='steps between checkpoints (default: one every 600 s)')
+  add('--export-best', action='store_true',
+      help='keep the checkpoint with the highest accuracy on validation in '
+      'JOB_DIR/best, and its SavedModel in JOB_DIR/export/best')
+  add('--early-stop-evals', type=int, metavar='N',
+      help='stop after N evaluations without a better accuracy; keeps the best '
+      'checkpoint in JOB_DIR/best')
+  add('--on-nan', choices=['stop', 'restore'], default='stop',
+      help='when the loss is not finite: stop with status 3, or go back to the '
+      'last checkpoint with half the rate')
+  add('--max-restores', type=int, default=3, help='of --on-nan restore')
+  add('--resume-exact', action='store_true',
+      help='with --seed: a resumed run reads the data from where it stopped')
   add('--keep-checkpoint-max', type=int, default=5,
       help='checkpoints kept; 0 keeps all')
   add('--summaries', choices=['none', 'scalars', 'full'], default='scalars',
@@ -129,7 +148,7 @@ def run_config(flags, config, task=None):
       keep_checkpoint_max=flags.keep_checkpoint_max, **saving)
 
 
-def run(make_classifier, inputs, flags, checkpoint, task=None):
+def run(make_classifier, inputs, flags, checkpoint, classify, task=None):
   """Does what --mode asks for.
 
   Args:
@@ -137,58 +156,150 @@ def run(make_classifier, inputs, flags, checkpoint, task=None):
     inputs: dict of 'train', 'validation' and 'eval' to input functions.
     flags: resolved flags.
     checkpoint: str or None, prefix of the newest one in the job directory.
+    classify: function that builds the network to export, see `use`.
     task: Task of this process in a cluster, or None.
 
   Raises:
-    SystemExit: if a signal ended training; a checkpoint was saved.
+    SystemExit: status 0 or 130 if a signal ended training, a checkpoint having
+      been saved; 3 if the loss was not finite; 1 if the disk is full.
   """
   if task and task.type == 'evaluator':
-    _train_and_evaluate(make_classifier(task), inputs, flags, task)
+    _train_and_evaluate(make_classifier(task), inputs, flags, classify, task)
     return
-  step = cifar10_utils.checkpoint_step(checkpoint) if checkpoint else 0
   if flags.mode != 'evaluate':
+    step = cifar10_utils.checkpoint_step(checkpoint) if checkpoint else 0
     if step >= flags.train_steps:
       tf.logging.info('Nothing left to train: %s is at step %d, --train-steps '
                       'is %d', checkpoint, step, flags.train_steps)
+    elif not task and best.should_stop(flags):
+      tf.logging.info('Nothing left to train: --early-stop-evals %d has been '
+                      'reached', flags.early_stop_evals)
     else:
-      _train(make_classifier(task), inputs, flags, checkpoint, task)
+      _train(make_classifier, inputs, flags, checkpoint, classify, task)
   if flags.mode != 'train' and (not task or task.is_chief):
     if flags.mode != 'evaluate':
       checkpoint = cifar10_utils.latest_checkpoint(flags.job_dir)
     _evaluate(make_classifier(None), inputs, flags, checkpoint)
 
 
-def _train(classifier, inputs, flags, checkpoint, task):
-  """Trains up to --train-steps, evaluating on validation if asked to."""
+def _train(make_classifier, inputs, flags, checkpoint, classify, task):
+  """Trains up to --train-steps, in several goes where --on-nan restores."""
   is_chief = not task or task.is_chief
-  if checkpoint and is_chief:  # the Estimator resumes from the one on record
-    tf.train.update_checkpoint_state(flags.job_dir, checkpoint)
+  if is_chief:
+    checkpoints.remove_unfinished(flags.job_dir)
   if flags.summaries != 'none' and is_chief:
     summaries.write_flags(flags.job_dir, vars(flags), checkpoint)
-  with stop_signals.noted():
-    if task:
-      cluster.train(classifier, inputs['train'], task, flags)
-    elif flags.mode == 'train':
-      classifier.train(inputs['train'], max_steps=flags.train_steps)
-    else:
-      _train_and_evaluate(classifier, inputs, flags)
+  restores = 0
+  with stop_signals.noted(), _full_disk_explained(flags.job_dir):
+    while True:
+      if checkpoint and is_chief:  # the Estimator resumes from that on record
+        checkpoints.make_latest(flags.job_dir, checkpoint)
+      classifier = make_classifier(task)
+      guard = None if task else nan_guard.NanGuard()
+      try:
+        _train_once(classifier, inputs, flags, checkpoint, classify, task,
+                    guard)
+        break
+      except tf.train.NanLossDuringTrainingError:
+        checkpoint = _report_nan(classifier, flags, guard)
+      if flags.on_nan == 'stop' or restores >= flags.max_restores:
+        sys.exit(nan_guard.EXIT_STATUS)
+      restores += 1
+      flags.learning_rate /= 2
+      tf.logging.warning('Restore %d of %d: from %s at --learning-rate %g',
+                         restores, flags.max_restores, checkpoint,
+                         flags.learning_rate)
   if stop_signals.received():
     sys.exit(stop_signals.exit_status())
 
 
-def _train_and_evaluate(classifier, inputs, flags, task=None):
+def _train_once(classifier, inputs, flags, checkpoint, classify, task, guard):
+  """Trains from a checkpoint, or from none, until the end or a NaN."""
+  if task:
+    cluster.train(classifier, inputs['train'], task, flags)
+    return
+  step = cifar10_utils.checkpoint_step(checkpoint) if checkpoint else 0
+  if step and not flags.resume_exact:
+    tf.logging.info('The order of the data does not continue from step %d but '
+                    'starts anew; with --seed, --resume-exact continues it',
+                    step)
+  train_input = nan_guard.holding(functools.partial(
+      inputs['train'], skip=step if flags.resume_exact else 0))
+  hooks = [guard, _saver_hook(classifier.config)]
+  if flags.mode == 'train':
+    classifier.train(train_input, hooks=hooks, max_steps=flags.train_steps)
+  else:
+    _train_and_evaluate(classifier, dict(inputs, train=train_input), flags,
+                        classify, hooks=hooks)
+
+
+def _saver_hook(config):
+  """Saves as the Estimator would, except what is not finite."""
+  return tf.train.CheckpointSaverHook(
+      config.model_dir, save_secs=config.save_checkpoints_secs,
+      save_steps=config.save_checkpoints_steps,
+      listeners=[nan_guard.FiniteCheckpoints()])
+
+
+def _report_nan(classifier, flags, guard):
+  """Explains a loss that was not finite; returns the last good checkpoint."""
+  checkpoint = checkpoints.newest_readable(flags.job_dir, finite=True)
+  tensor = None
+  if guard and guard.held:
+    tensor = nan_guard.first_not_finite(classifier.model_fn, classifier.config,
+                                        guard.held)
+  nan_guard.write_report(
+      nan_guard.make_report(guard, tensor, flags, checkpoint), flags.job_dir)
+  return checkpoint
+
+
+@contextlib.contextmanager
+def _full_disk_explained(job_dir):
+  """Turns the error of a full disk into a line and status 1."""
+  try:
+    yield
+  except (tf.errors.OpError, OSError, UsageError) as e:
+    reason = str(e)
+    if not any(os.strerror(number) in reason for number in (
+        errno.ENOSPC, errno.EDQUOT, errno.EFBIG)):
+      raise
+    checkpoints.remove_unfinished(job_dir)
+    tf.logging.error(
+        '--job-dir %s: the disk is full. The last checkpoint is %s; free some '
+        'space and start again with the same command', job_dir,
+        checkpoints.newest_readable(job_dir))
+    sys.exit(1)
+
+
+def _train_and_evaluate(classifier, inputs, flags, classify, task=None,
+                        hooks=()):
   """Trains and evaluates in turns; an evaluator does the latter only."""
+  hooks = list(hooks)
+  exporters = []
+  if flags.export_best or flags.early_stop_evals:
+    exporters = [_best_exporter(classify, flags)]
+  if flags.early_stop_evals:
+    hooks.append(best.EarlyStopHook(exporters[0], flags.early_stop_evals))
   estimator.train_and_evaluate(
       classifier,
-      estimator.TrainSpec(inputs['train'], max_steps=flags.train_steps),
+      estimator.TrainSpec(inputs['train'], max_steps=flags.train_steps,
+                          hooks=hooks),
       # Differs from 2017: validation pictures here, the test set once at the
       # end, because a test set that is looked at all along tests nothing.
       estimator.EvalSpec(
-          inputs['validation'], steps=None,
-          hooks=_evaluation_hooks(classifier, flags),
+          inputs['validation'], steps=None, exporters=exporters,
+          hooks=_evaluation_hooks(classifier, flags) + [
+              stop_signals.EndEvaluationHook()],
           start_delay_secs=0,
           # An evaluator has nothing else to do: it takes every checkpoint.
           throttle_secs=1 if task else flags.eval_every_secs))
+
+
+def _best_exporter(classify, flags):
+  """Keeps the best checkpoint, and exports it where asked to."""
+  write_model = functools.partial(_export, classify, flags)
+  return best.BestExporter(flags.job_dir,
+                           write_model if flags.export_best else None)
 
 
 def _evaluation_hooks(classifier, flags, name=None):
@@ -228,13 +339,19 @@ def use(classify, flags, checkpoint):
     flags: resolved flags.
     checkpoint: str, prefix of the one to use.
   """
-  dataset = cifar10.Cifar10DataSet(flags.data_dir, 'eval')
-  names = cifar10.class_names(flags.data_dir, flags.num_classes)
-  if flags.mode == 'predict':
-    predict.run(classify, dataset, checkpoint, names, flags.input, flags.output,
-                flags.eval_batch_size)
-  else:
-    export.write(flags.export_dir,
-                 functools.partial(export.build_signatures, classify, dataset),
-                 checkpoint, names)
+  if flags.mode == 'export':
+    _export(classify, flags, flags.export_dir, checkpoint)
     print('exported %s to %s' % (checkpoint, flags.export_dir))
+    return
+  predict.run(classify, cifar10.Cifar10DataSet(flags.data_dir, 'eval'),
+              checkpoint, cifar10.class_names(flags.data_dir,
+                                              flags.num_classes),
+              flags.input, flags.output, flags.eval_batch_size)
+
+
+def _export(classify, flags, export_dir, checkpoint):
+  export.write(
+      export_dir, functools.partial(
+          export.build_signatures, classify,
+          cifar10.Cifar10DataSet(flags.data_dir, 'eval')),
+      checkpoint, cifar10.class_names(flags.data_dir, flags.num_classes))
