@@ -39,9 +39,10 @@ def find_problem(prefix, finite=False):
       value = reader.get_tensor(name)
       if finite and value.dtype.kind == 'f' and not np.isfinite(value).all():
         return '%s is not finite' % name
-  # 1.15 raises a ValueError or RuntimeError where 2.x has an OpError.
-  except (tf.errors.OpError, ValueError, RuntimeError) as e:
-    return str(e).splitlines()[0][:300]
+  except Exception as e:
+    # The reader turns TensorFlow's errors into OpError, ValueError, IndexError
+    # and others, by release.
+    return (str(e) or type(e).__name__).splitlines()[0][:300]
   return None
 
 
@@ -54,7 +55,10 @@ def newest_readable(folder, finite=False):
     UsageError: if there are some, and none can be read.
   """
   prefixes = all_prefixes(folder)
-  state = tf.train.get_checkpoint_state(folder)
+  try:
+    state = tf.train.get_checkpoint_state(folder)
+  except ValueError:  # it is no text
+    state = None
   if state:  # the one on record comes first
     latest = state.model_checkpoint_path
     if tf.gfile.Exists(latest + '.index'):

@@ -55,8 +55,9 @@ def decode_picture(contents, height=HEIGHT, width=WIDTH):
       fits, ['its header asks for too many pixels:', size])]):
     picture = tf.image.decode_png(contents, channels=DEPTH)  # or JPEG
   # Averaging areas: a large picture must not be sampled at 32x32 points.
-  return tf.image.resize_images(picture, [height, width],
-                                tf.image.ResizeMethod.AREA)
+  # Rounded to what a file holds, because sums in float32 can exceed 255.
+  return tf.round(tf.image.resize_images(picture, [height, width],
+                                         tf.image.ResizeMethod.AREA))
 
 
 def _png_size(contents):

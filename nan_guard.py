@@ -38,7 +38,7 @@ class NanGuard(tf.train.SessionRunHook):
   def __init__(self):
     self.step = 0  # the last step made
     self.losses = collections.deque(maxlen=KEPT_LOSSES)  # finite ones
-    self.held = None
+    self.held = self._held_before = None
 
   def begin(self):
     graph = tf.get_default_graph()
@@ -57,12 +57,23 @@ class NanGuard(tf.train.SessionRunHook):
     return tf.train.SessionRunArgs(self._fetches)
 
   def after_run(self, run_context, run_values):
-    self.held = run_values.results
+    self._held_before, self.held = self.held, run_values.results
     self.step += 1
     loss = float(self.held['loss'])
     if not np.isfinite(loss):
       raise tf.train.NanLossDuringTrainingError()
     self.losses.append((self.step, loss))
+
+
+  def step_to_explain(self):
+    """(step, what was held of it): the one in which it began.
+
+    That is the step before where the weights were bad before the loss was.
+    """
+    if self._held_before and not all(
+        np.isfinite(w).all() for w in self.held['weights'].values()):
+      return self.step - 1, self._held_before
+    return self.step, self.held
 
 
 def _read_weights(graph):
@@ -211,8 +222,9 @@ def write_report(report, job_dir):
       report['step'], report['learning_rate'])
   for step, loss in report['last_finite_losses'][-3:]:
     log('  step %d: loss %.6g', step, loss)
-  log('First tensor that was not finite: %s', '%(kind)s %(name)s, shape '
-      '%(shape)s: %(nan)d NaN, %(infinite)d infinite' % tensor if tensor else
+  log('First tensor that was not finite: %s', '%(kind)s %(name)s in step '
+      '%(step)d, shape %(shape)s: %(nan)d NaN, %(infinite)d infinite' % tensor
+      if tensor else
       'not found in a second pass')
   log('Last good checkpoint: %s', report['last_good_checkpoint'])
   log('Advice: %s', report['advice'])

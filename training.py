@@ -246,8 +246,11 @@ def _report_nan(classifier, flags, guard):
   checkpoint = checkpoints.newest_readable(flags.job_dir, finite=True)
   tensor = None
   if guard and guard.held:
+    step, held = guard.step_to_explain()
     tensor = nan_guard.first_not_finite(classifier.model_fn, classifier.config,
-                                        guard.held)
+                                        held)
+    if tensor:
+      tensor['step'] = step
   nan_guard.write_report(
       nan_guard.make_report(guard, tensor, flags, checkpoint), flags.job_dir)
   return checkpoint
