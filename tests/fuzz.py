@@ -206,7 +206,7 @@ class Pictures(Target):
   def run(self, data):
     picture = self._session.run(self._picture, {self._contents: data})
     assert picture.shape == (32, 32, 3)
-    assert 0 <= picture.min()
+    assert picture.min() >= 0
     assert picture.max() <= 255
 
 

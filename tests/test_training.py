@@ -99,7 +99,8 @@ def test_half_the_steps_resumed_exactly_equal_all_of_them(digits_dir, tmp_path):
   train(digits_dir, tmp_path / 'half', '--train-steps', 30, *args)
   done = train(digits_dir, tmp_path / 'half', '--train-steps', 60, *args)
   assert 'does not continue' not in done.stderr
-  assert_equal(variables(tmp_path / 'all', 60), variables(tmp_path / 'half', 60))
+  assert_equal(variables(tmp_path / 'all', 60),
+               variables(tmp_path / 'half', 60))
 
 
 def test_a_resumed_run_says_that_the_data_start_anew(digits_dir, job):
