@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN = .venv/bin
 CIFAR10 = data/cifar-10-python.tar.gz data/cifar-10-batches-py
 
-.PHONY: setup demo test test-slow fuzz lint matrix
+.PHONY: setup demo test test-slow fuzz lint matrix bench bench-gpu
 
 setup: .venv/installed
 
@@ -48,3 +48,13 @@ lint: setup
 
 matrix: setup
 	$(BIN)/nox
+
+# One section: .venv/bin/python benchmarks/bench.py "input alone". The records'
+# section wants the interpreter that the first one makes for TensorFlow 1.15.
+bench: setup
+	$(BIN)/python benchmarks/bench.py
+	$(BIN)/python benchmarks/bench_records.py --runs 3 \
+	  --old-python .bench/tf1.15/bin/python
+
+bench-gpu: setup
+	$(BIN)/python benchmarks/bench.py --gpu

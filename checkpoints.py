@@ -7,6 +7,7 @@ import re
 
 import numpy as np
 
+import checkpoint_variables
 import cifar10_utils
 from tf_compat import tf
 from usage import UsageError
@@ -86,20 +87,14 @@ def find(path, flag='--checkpoint'):
   Raises:
     UsageError: if there is none, or it cannot be read.
   """
-  if tf.gfile.IsDirectory(path):
-    prefix = newest_readable(path)
-    if prefix:
-      return prefix
-  else:
-    for suffix in ('.index', '.meta'):  # a shell completes to these
-      path = path[:-len(suffix)] if path.endswith(suffix) else path
-    if tf.gfile.Exists(path + '.index'):
-      problem = find_problem(path)
-      if problem:
-        raise UsageError('%s %s cannot be read: %s' % (flag, path, problem))
-      return path
-  raise UsageError('%s %s: expected a job directory with a checkpoint, or a '
-                   'prefix such as model.ckpt-600' % (flag, path))
+  prefix = newest_readable(path) if tf.gfile.IsDirectory(path) else None
+  if prefix:
+    return prefix
+  prefix = checkpoint_variables.find(path, flag)
+  problem = find_problem(prefix)
+  if problem:
+    raise UsageError('%s %s cannot be read: %s' % (flag, prefix, problem))
+  return prefix
 
 
 def make_latest(folder, prefix):

@@ -6,10 +6,11 @@ the flag or file, its value, what is allowed.
 import collections
 import os
 
+import checkpoint_variables
 import checkpoints
 import cifar10_model
 import cifar10_utils
-from cifar10 import Cifar10DataSet
+from cifar10 import SUBSETS, Cifar10DataSet
 from tf_compat import tf
 from usage import UsageError
 
@@ -32,6 +33,7 @@ RANGES = (
     ('eval_every_secs', 0, None),
     ('save_checkpoints_steps', 1, None),
     ('summary_steps', 1, None),
+    ('steps_per_call', 1, None),
     ('keep_checkpoint_max', 0, None),
     ('early_stop_evals', 1, None),
     ('max_restores', 0, None),
@@ -76,20 +78,6 @@ def resolve_flags(flags, num_workers=1):
     flags: Namespace of all flags of cifar10_main.py; changed in place.
     num_workers: int, processes of the cluster that train.
   """
-  for name, lowest, highest in RANGES:
-    _check_range(name, getattr(flags, name), lowest, highest)
-  for name in ('momentum', 'batch_norm_decay'):
-    value = getattr(flags, name)
-    _require(0 <= value < 1, name, value, 'a number in [0, 1)')
-  _require(flags.batch_norm_epsilon > 0, 'batch_norm_epsilon',
-           flags.batch_norm_epsilon, 'a number above 0')
-  try:
-    cifar10_model.units_per_stage(flags.num_layers, flags.block)
-  except ValueError as e:
-    raise UsageError('--num-layers %s: %s' % (flags.num_layers, e))
-  _check_schedule(flags.lr_boundaries_epochs, flags.lr_factors)
-  _require(not flags.sync or num_workers > 1, 'sync', 'with one worker',
-           'a cluster with more of them; leave it out')
   _require(not flags.resume_exact or flags.seed is not None, 'resume_exact',
            'without --seed', 'a seed, which makes the order repeat')
   for name, asked in (('resume_exact', flags.resume_exact),
@@ -97,12 +85,40 @@ def resolve_flags(flags, num_workers=1):
                       ('on_nan', flags.on_nan == 'restore')):
     _require(not asked or num_workers == 1, name, getattr(flags, name),
              'no such flag in a cluster')
-  _resolve_devices(flags)
+  resolve_training_flags(flags, num_workers)
+  _require(0 <= flags.batch_norm_decay < 1, 'batch_norm_decay',
+           flags.batch_norm_decay, 'a number in [0, 1)')
+  _require(flags.batch_norm_epsilon > 0, 'batch_norm_epsilon',
+           flags.batch_norm_epsilon, 'a number above 0')
+  try:
+    cifar10_model.units_per_stage(flags.num_layers, flags.block)
+  except ValueError as e:
+    raise UsageError('--num-layers %s: %s' % (flags.num_layers, e))
+  _require(flags.precision == 'float32' or cifar10_model.runs_precision(
+      flags.block, flags.data_format, flags.precision), 'precision',
+           flags.precision, 'float32: this TensorFlow has no kernels for the '
+           'other on this device')
   if flags.learning_rate is None:
     flags.learning_rate = DEFAULT_LEARNING_RATE[flags.block]
     if flags.block != 'v1':
       tf.logging.info('--learning-rate is %g by default for --block %s, which '
                       'diverges at 0.1', flags.learning_rate, flags.block)
+
+
+def resolve_training_flags(flags, num_workers=1):
+  """Does so for the flags that training has with any network."""
+  for name, lowest, highest in RANGES:
+    _check_range(name, getattr(flags, name, None), lowest, highest)
+  _require(not set(flags.job_dir) & set('*?[]\\'), 'job_dir', flags.job_dir,
+           'a name without *?[]\\, which TensorFlow takes for a pattern')
+  _require(0 <= flags.momentum < 1, 'momentum', flags.momentum,
+           'a number in [0, 1)')
+  _check_schedule(flags.lr_boundaries_epochs, flags.lr_factors)
+  _require(not flags.sync or num_workers > 1, 'sync', 'with one worker',
+           'a cluster with more of them; leave it out')
+  _require(flags.steps_per_call == 1 or num_workers == 1, 'steps_per_call',
+           flags.steps_per_call, '1 in a cluster, whose workers share steps')
+  _resolve_devices(flags)
 
 
 def _require(condition, flag, value, allowed):
@@ -160,12 +176,13 @@ def _resolve_devices(flags):
              'right channels_first kernels on the CPU')
 
 
-def count_checked_examples(flags, task=None):
+def count_checked_examples(flags, task=None, data_set=Cifar10DataSet):
   """Reads the subsets that the mode needs, every record once.
 
   Args:
     flags: resolved flags.
     task: Task of this process in a cluster, or None.
+    data_set: class of the data.
 
   Returns:
     Ordered dict of subset to number of examples.
@@ -176,15 +193,19 @@ def count_checked_examples(flags, task=None):
     raise UsageError('--data-dir %s is not a folder; make the data with: '
                      'python generate_cifar10_tfrecords.py --data-dir %s' %
                      (flags.data_dir, flags.data_dir))
-  subsets = {'evaluate': [flags.subset], 'train': ['train']}.get(
-      flags.mode, ['train', 'validation', 'eval'])
+  subsets = {'evaluate': [getattr(flags, 'subset', 'eval')],
+             'train': ['train']}.get(flags.mode, list(SUBSETS))
   if task:
     subsets = {'chief': [s for s in subsets if s != 'validation'],
                'worker': ['train'], 'evaluator': ['validation']}[task.type]
   examples = collections.OrderedDict()
   for subset in subsets:
-    examples[subset] = Cifar10DataSet(flags.data_dir, subset).check_records(
+    examples[subset] = data_set(flags.data_dir, subset).check_records(
         flags.num_classes)
+  if task and task.trains and examples['train'] < task.num_workers:
+    raise UsageError('--data-dir %s has %d training examples; expected one for '
+                     'each of the %d workers at least' %
+                     (flags.data_dir, examples['train'], task.num_workers))
   return examples
 
 
@@ -196,21 +217,62 @@ def find_matching_checkpoint(flags):
   Raises:
     UsageError: if it is of another network, or missing where one is needed.
   """
+  checkpoint = find_checkpoint(flags)
   where = '--checkpoint' if flags.checkpoint else '--job-dir'
-  if flags.checkpoint:
-    checkpoint = checkpoints.find(flags.checkpoint)
-  else:
-    checkpoint = checkpoints.newest_readable(flags.job_dir,
-                                             finite=_trains(flags))
   if checkpoint:
     cifar10_utils.check_checkpoint(checkpoint, cifar10_model.variable_shapes(
         flags.num_layers, flags.block, flags.num_classes), where)
     cifar10_utils.check_block(checkpoint, cifar10_model.UNIT_SCOPES,
                               flags.block, where)
-  elif flags.mode in ('evaluate', 'predict', 'export'):
+  return checkpoint
+
+
+def find_checkpoint(flags):
+  """Returns the prefix of --checkpoint, or of the newest in the job directory.
+
+  Returns None where there is none and none is needed.
+
+  Raises:
+    UsageError: if it is missing where one is needed, or cannot be read.
+  """
+  if getattr(flags, 'checkpoint', None):
+    return checkpoints.find(flags.checkpoint)
+  checkpoint = checkpoints.newest_readable(flags.job_dir,
+                                           finite=_trains(flags))
+  if not checkpoint and not _trains(flags):
     raise UsageError('--job-dir %s has no checkpoint; train first, or name the '
                      'folder that has model.ckpt-*' % flags.job_dir)
   return checkpoint
+
+
+def find_warm_start(flags, checkpoint, shapes):
+  """Settings for --warm-start-from, or None where `checkpoint` continues.
+
+  Args:
+    flags: resolved flags.
+    checkpoint: str or None, the job directory's.
+    shapes: dict of name to shape (list of int), the network's variables.
+  """
+  if checkpoint and flags.warm_start_from:
+    tf.logging.info('--warm-start-from is not used: %s continues', checkpoint)
+  if checkpoint or not flags.warm_start_from:
+    _require(flags.warm_start_from or not flags.warm_start_exclude,
+             'warm_start_exclude', ','.join(flags.warm_start_exclude),
+             '--warm-start-from with it')
+    return None
+  return checkpoint_variables.warm_start_settings(
+      flags.warm_start_from, flags.warm_start_exclude, shapes)
+
+
+def find_resnet_warm_start(flags, checkpoint):
+  """`find_warm_start` of the ResNet that the flags describe."""
+  settings = find_warm_start(flags, checkpoint, cifar10_model.variable_shapes(
+      flags.num_layers, flags.block, flags.num_classes))
+  if settings:
+    cifar10_utils.check_block(
+        settings.ckpt_to_initialize_from, cifar10_model.UNIT_SCOPES,
+        flags.block, '--warm-start-from')
+  return settings
 
 
 def make_job_dir(job_dir):

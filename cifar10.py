@@ -4,9 +4,12 @@ Edit `parser` and `preprocess` to train on other records: they say what happens
 to the data, for one record or a batch of them, and nothing about its order,
 caching or parallelism, which `make_batch` decides.
 """
+import functools
 import os
+import re
 import struct
 
+import machine
 from tf_compat import read_records, tf
 from usage import UsageError
 
@@ -27,7 +30,7 @@ class Cifar10DataSet(object):
   """One subset of CIFAR-10 on disk: one TFRecord file, or its shards."""
 
   def __init__(self, data_dir, subset='train', use_distortion=True, seed=None,
-               num_workers=1, worker_index=0, once=False):
+               num_workers=1, worker_index=0, uint8=False, once=False):
     """Names the data; nothing is read yet.
 
     Args:
@@ -37,6 +40,8 @@ class Cifar10DataSet(object):
       seed: int or None; with a seed the batches repeat from run to run.
       num_workers: int; each worker trains on its own share of the records.
       worker_index: int in [0, num_workers).
+      uint8: bool; `make_batch` leaves the pictures uint8, a quarter of the
+        bytes on their way to a device, unless `preprocess` made them floats.
       once: bool; read 'train' too in order, each example once, undistorted.
     """
     self.data_dir = data_dir
@@ -46,6 +51,8 @@ class Cifar10DataSet(object):
     self.seed = seed
     self.num_workers = num_workers
     self.worker_index = worker_index
+    self.uint8 = uint8
+    self._batch_is_uint8 = False
 
   def get_filenames(self):
     """Returns [path of SUBSET.tfrecords], or its shards' paths in order.
@@ -56,8 +63,11 @@ class Cifar10DataSet(object):
     """
     self.num_examples_per_epoch(self.subset)  # refuses an unknown subset
     whole = os.path.join(self.data_dir, self.subset + '.tfrecords')
-    shards = sorted(tf.gfile.Glob(os.path.join(
-        self.data_dir, self.subset + '-?????-of-?????.tfrecords')))
+    # Not by Glob, for which a folder named `data[1]` would be a pattern.
+    there = (tf.gfile.ListDirectory(self.data_dir)
+             if tf.gfile.IsDirectory(self.data_dir) else [])
+    shards = [os.path.join(self.data_dir, name) for name in sorted(there)
+              if re.match(self.subset + r'-\d{5}-of-\d{5}\.tfrecords$', name)]
     if tf.gfile.Exists(whole):
       if shards:
         raise UsageError('%s: both %s and %s are there; remove one' %
@@ -100,18 +110,28 @@ class Cifar10DataSet(object):
                          [0, 2, 3, 1])
     if one:
       image = image[0]
-
-    image = self.preprocess(tf.cast(image, tf.float32))
-    label = tf.cast(features['label'], tf.int32)
-    return image, label
+    if not self._batch_is_uint8:
+      image = tf.cast(image, tf.float32)
+    return self.preprocess(image), tf.cast(features['label'], tf.int32)
 
   def preprocess(self, image):
-    """Distorts training pictures; float32 [32, 32, 3] or [N, 32, 32, 3]."""
+    """Distorts training pictures: [32, 32, 3] or [N, 32, 32, 3].
+
+    Differs from 2017: in `make_batch` the pictures are uint8 still, because
+    they move in a quarter of the time; what a subclass overrides gets float32.
+    """
     if self.training and self.use_distortion:
       image = random_crop_and_flip(image, 4, self.seed)
     return image
 
-  def make_batch(self, batch_size, skip=0):
+  def _parse_batch(self, serialized_examples):
+    """`parser`, with pictures that are uint8 for the class's `preprocess`."""
+    self._batch_is_uint8 = type(self).preprocess is Cifar10DataSet.preprocess
+    parsed = self.parser(serialized_examples)
+    self._batch_is_uint8 = False
+    return parsed
+
+  def make_batch(self, batch_size, steps=1, skip=0):
     """Returns the next batch: image float32 [N, 32, 32, 3], label int32 [N].
 
     The first `skip` batches are made and dropped: with a seed, what follows is
@@ -119,6 +139,11 @@ class Cifar10DataSet(object):
 
     'train' goes on for ever with N = `batch_size`; the other subsets end after
     each example was read once, the last batch being smaller where it must.
+
+    Args:
+      batch_size: int.
+      steps: int; more than 1 gives as many batches in a row, [steps, N, ...].
+      skip: int, batches to drop at the start.
     """
     training = self.training
     dataset = tf.data.TFRecordDataset(self.get_filenames())
@@ -127,17 +152,42 @@ class Cifar10DataSet(object):
       # the whole share of this worker is shuffled, anew in every epoch, before
       # it repeats, so an epoch has each example once. The original repeated
       # first and shuffled 40 % of the decoded floats.
-      dataset = dataset.shard(self.num_workers, self.worker_index).cache()
-      dataset = dataset.shuffle(max(1, self.count_examples()), seed=self.seed)
-      dataset = dataset.repeat()
+      dataset = dataset.shard(self.num_workers, self.worker_index)
+      count, fits = self._count_in_memory()
+      if fits:
+        dataset = dataset.cache()
+      dataset = dataset.shuffle(max(1, count), seed=self.seed).repeat()
     # Whole batches are parsed and distorted at once: six times the rate of one
     # by one. A seed needs the random numbers drawn in order: one thread.
     dataset = dataset.batch(batch_size, drop_remainder=training)
-    dataset = dataset.map(self.parser, num_parallel_calls=(
+    dataset = dataset.map(self._parse_batch, num_parallel_calls=(
         tf.data.experimental.AUTOTUNE if self.seed is None else None))
     dataset = dataset.skip(skip)
+    if steps > 1:
+      dataset = dataset.batch(steps, drop_remainder=True)
     dataset = dataset.prefetch(2)
-    return tf.data.make_one_shot_iterator(dataset).get_next()
+    image, label = tf.data.make_one_shot_iterator(dataset).get_next()
+    return image if self.uint8 else tf.cast(image, tf.float32), label
+
+  def _count_in_memory(self):
+    """Examples to shuffle at once, and whether these are all.
+
+    A third of the memory is for the records, which the cache and the shuffle
+    hold together; data that would need more are read anew in each epoch.
+    """
+    count = -(-self.count_examples() // self.num_workers)
+    size = sum(tf.gfile.Stat(name).length
+               for name in self.get_filenames()) // self.num_workers
+    limit = machine.usable_memory() // 3
+    # Around each record TensorFlow keeps about 100 bytes.
+    size += 100 * count
+    if size <= limit:
+      return count, True
+    tf.logging.warning(
+        '%s: %d MB of records would not fit into a third of the memory, %d MB: '
+        'they are read anew in each epoch and shuffled %d at a time',
+        self.data_dir, size >> 20, limit >> 20, count * limit // size)
+    return count * limit // size, False
 
   @staticmethod
   def num_examples_per_epoch(subset='train'):
@@ -172,12 +222,18 @@ class Cifar10DataSet(object):
     count = 0
     for filename in self.get_filenames():
       count_records(filename)  # a damaged length must not reach the reader
-      count += check_file(filename, num_classes)
+      count += check_file(filename, functools.partial(
+          self.check_example, num_classes=num_classes))
     if not count:
       raise UsageError('--data-dir %s has no records in %s; %s --data-dir %s' %
                        (self.data_dir, self.subset, HOW_TO_MAKE_DATA,
                         self.data_dir))
     return count
+
+  def check_example(self, example, num_classes):
+    """Raises ValueError unless there is one image and one label in range."""
+    _check_image(example)
+    check_label(example, num_classes)
 
 
 def class_names(data_dir, num_classes):
@@ -260,23 +316,17 @@ def count_records(filename):
   return count
 
 
-def check_file(filename, num_classes):
-  """Reads every record of a file; returns their number.
+def check_file(filename, check_example):
+  """Calls `check_example` with every record of a file; returns their number.
 
   Raises:
     ValueError: naming file and record number.
   """
-  count = 0
-  for _, label in read_examples(filename):
-    if label is None or not 0 <= label < num_classes:
-      raise _bad_record(filename, count, 'has label %s; expected one in [0, %d)'
-                        % ('nothing' if label is None else label, num_classes))
-    count += 1
-  return count
+  return sum(1 for _ in read_examples(filename, check_example))
 
 
-def read_examples(filename):
-  """Yields (record bytes, label) of a file; the label is None without one.
+def read_examples(filename, check_example):
+  """Yields (record bytes, what `check_example` returns) of a file.
 
   Raises:
     ValueError: naming file and record number, for a corrupt record or one that
@@ -287,7 +337,7 @@ def read_examples(filename):
   try:
     for record in read_records(filename):
       example.ParseFromString(record)
-      yield record, _check_example(example)
+      yield record, check_example(example)
       count += 1
     return
   except tf.errors.DataLossError:
@@ -307,16 +357,31 @@ def _bad_record(filename, index, problem):
                     (filename, index, problem))
 
 
-def _check_example(example):
-  """Returns the label or None; raises UsageError unless there is one image."""
-  feature = example.features.feature
-  image = feature['image'].bytes_list.value
+def picture_label(example):
+  """Returns the label of a picture to predict, or None where there is none.
+
+  Raises:
+    ValueError: unless there is one image and at most one label.
+  """
+  _check_image(example)
+  label = example.features.feature['label']
+  if (label.WhichOneof('kind') not in ('int64_list', None) or
+      len(label.int64_list.value) > 1):
+    raise UsageError('has a label that is not one integer')
+  return label.int64_list.value[0] if label.int64_list.value else None
+
+
+def _check_image(example):
+  image = example.features.feature['image'].bytes_list.value
   expected = DEPTH * HEIGHT * WIDTH
   if len(image) != 1 or len(image[0]) != expected:
     raise UsageError('has an image of %d bytes; expected %d' %
                      (sum(len(i) for i in image), expected))
-  labels = feature['label'].int64_list.value
-  if (feature['label'].WhichOneof('kind') not in ('int64_list', None) or
-      len(labels) > 1):
-    raise UsageError('has a label that is not one integer')
-  return labels[0] if labels else None
+
+
+def check_label(example, num_classes):
+  """Raises ValueError unless there is one label in [0, num_classes)."""
+  label = example.features.feature['label'].int64_list.value
+  if len(label) != 1 or not 0 <= label[0] < num_classes:
+    raise UsageError('has label %s; expected one in [0, %d)' %
+                     (', '.join(map(str, label)) or 'nothing', num_classes))

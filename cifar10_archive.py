@@ -41,7 +41,7 @@ def download(url, path, sha256):
   Args:
     url: str.
     path: str.
-    sha256: str, 64 hexadecimal digits.
+    sha256: str, 64 hexadecimal digits; None for a file whose sum nobody knows.
 
   Raises:
     UsageError: if the server cannot be reached or answers with an error, if the
@@ -56,7 +56,8 @@ def download(url, path, sha256):
       raise UsageError('%s: %s' % (url, e))
     except (OSError, http_client.HTTPException) as e:
       raise UsageError('%s cannot be downloaded to %s: %s' % (url, path, e))
-    check_sha256(temporary, sha256, path)
+    if sha256:
+      check_sha256(temporary, sha256, path)
 
 
 def _save(response, filename):
@@ -88,14 +89,20 @@ def check_sha256(filename, expected, path=None):
     UsageError: naming both sums.
   """
   path = path or filename
+  found = sha256_of(filename)
+  if found != expected:
+    os.replace(filename, path + '.bad')
+    raise UsageError('%s: SHA-256 is %s, expected %s; the file was moved to '
+                     '%s.bad' % (path, found, expected, path))
+
+
+def sha256_of(filename):
+  """SHA-256 of a file: 64 hexadecimal digits."""
   digest = hashlib.sha256()
   with open(filename, 'rb') as f:
     for chunk in iter(lambda: f.read(CHUNK_BYTES), b''):
       digest.update(chunk)
-  if digest.hexdigest() != expected:
-    os.replace(filename, path + '.bad')
-    raise UsageError('%s: SHA-256 is %s, expected %s; the file was moved to '
-                     '%s.bad' % (path, digest.hexdigest(), expected, path))
+  return digest.hexdigest()
 
 
 # ---- its members -------------------------------------------------------------
@@ -122,8 +129,11 @@ def _check_unpacked(size):
                      (size, MAX_UNPACKED_BYTES))
 
 
-def extract(archive, data_dir, folder):
+def extract(archive, data_dir, folder, in_archive=None):
   """Unpacks the files of `folder`/ in a .tar.gz to `data_dir`/`folder`.
+
+  `in_archive` is the folder's name in the archive if it is another one; '' for
+  an archive of files without a folder.
 
   The folder appears when it is complete; files that are in it already are
   replaced or left alone.
@@ -139,7 +149,8 @@ def extract(archive, data_dir, folder):
   try:
     with _LimitedGzip(archive) as unpacked, tarfile.open(
         fileobj=unpacked, mode='r:') as tar:
-      _extract_members(tar, folder, temporary)
+      _extract_members(tar, folder if in_archive is None else in_archive,
+                       temporary)
       while unpacked.read(CHUNK_BYTES):
         pass  # to the end, where gzip keeps its own checksum
     _move_folder(temporary, target)
@@ -167,7 +178,7 @@ def _extract_members(tar, folder, temporary):
       continue
     name = os.path.basename(member.name)
     if (not member.isreg() or member.issparse() or name in ('', '.', '..') or
-        member.name != folder + '/' + name):
+        member.name != os.path.join(folder, name)):
       raise UsageError('member %r is not a regular file in %s/; refused' %
                        (member.name, folder))
     if os.path.exists(os.path.join(temporary, name)):
@@ -289,24 +300,51 @@ def _text(data):
 
 
 def _check_opcodes(data):
-  """Refuses pickles that are broken, or small but large once loaded."""
-  stream = io.BytesIO(data)
+  """Refuses pickles that are broken, or small but large once loaded.
+
+  Reads past arguments by their length: ten times as fast as pickletools.
+  """
+  position = 0
   for _ in range(MAX_PICKLE_OPCODES):
-    code = stream.read(1).decode('latin1')
-    if code not in pickletools.code2op:
+    code = data[position:position + 1]
+    if code not in _OPCODES:
       raise ValueError('it is damaged, or not a pickle')
-    opcode = pickletools.code2op[code]
-    argument = 0
-    if opcode.name == 'STRING':
-      stream.readline()  # pickletools would only take ASCII
-    elif opcode.arg:
-      argument = opcode.arg.reader(stream)
+    name, size, length_bytes, lines = _OPCODES[code]
+    start = position + 1
+    position = start + size
+    if length_bytes:
+      position += int.from_bytes(data[start:position], 'little')
+    for _ in range(lines):
+      position = data.find(b'\n', position) + 1 or len(data)
+    # The time that a number of many digits takes grows with their square.
+    if lines and position - start > 1000 and name not in ('STRING', 'UNICODE'):
+      raise ValueError('it has a number or name of more than 1000 characters')
     # The memo is a list as long as its highest index.
-    if opcode.name.endswith('PUT') and argument > MAX_PICKLE_OPCODES:
+    if name in _PUTS and _PUTS[name](data[start:position]) > MAX_PICKLE_OPCODES:
       break
-    if opcode.name == 'STOP':
+    if name == 'STOP':
       return
   raise ValueError('it has more than %d opcodes' % MAX_PICKLE_OPCODES)
+
+
+def _argument_sizes(opcode):
+  """(name, bytes that are there always, whether they count more, lines)."""
+  size = opcode.arg.n if opcode.arg else 0
+  length = {pickletools.TAKEN_FROM_ARGUMENT1: 1,
+            pickletools.TAKEN_FROM_ARGUMENT4: 4,
+            pickletools.TAKEN_FROM_ARGUMENT4U: 4,
+            pickletools.TAKEN_FROM_ARGUMENT8U: 8}.get(size, 0)
+  lines = 0
+  if size == pickletools.UP_TO_NEWLINE:
+    lines = 2 if opcode.arg is pickletools.stringnl_noescape_pair else 1
+  return opcode.name, max(size, 0) + length, bool(length), lines
+
+
+_OPCODES = {code.encode('latin1'): _argument_sizes(opcode)
+            for code, opcode in pickletools.code2op.items()}
+_PUTS = {'PUT': int,
+         'BINPUT': lambda argument: int.from_bytes(argument, 'little'),
+         'LONG_BINPUT': lambda argument: int.from_bytes(argument, 'little')}
 
 
 def read_pickle_from_file(filename):

@@ -27,7 +27,7 @@ from tf_compat import estimator, tf, use_graph_mode
 
 def input_fn(data_dir, subset, num_shards, batch_size,
              use_distortion_for_training=True, seed=None, num_workers=1,
-             worker_index=0, once=False, skip=0):
+             worker_index=0, steps=1, devices=(), once=False, skip=0):
   """Reads a batch and splits it over the towers.
 
   Args:
@@ -39,6 +39,9 @@ def input_fn(data_dir, subset, num_shards, batch_size,
     seed: int or None.
     num_workers: int, workers of the cluster, each reading its own share.
     worker_index: int in [0, num_workers).
+    steps: int; more than 1 gives as many batches in a row, [steps, N, ...].
+    devices: list of str, where each tower's pictures, uint8 until there,
+      become floats; the CPU if it is empty.
     once: bool; read 'train' too in order, each example once, undistorted.
     skip: int, batches to drop at the start.
 
@@ -49,18 +52,13 @@ def input_fn(data_dir, subset, num_shards, batch_size,
   with tf.device('/cpu:0'), tf.name_scope('input'):
     dataset = cifar10.Cifar10DataSet(
         data_dir, subset, subset == 'train' and use_distortion_for_training,
-        seed, num_workers, worker_index, once)
-    if not dataset.training and num_shards > 1:
-      batch_size = cifar10_utils.batch_size_without_empty_towers(
-          batch_size, dataset.count_examples(), num_shards)
-    images, labels = dataset.make_batch(batch_size, skip)
-    if num_shards <= 1:
-      return [images], [labels]
-    sizes = num_shards
-    if not dataset.training:  # the last batch may not divide
-      sizes = (tf.size(labels) + tf.range(num_shards)) // num_shards
-    return (tf.split(images, sizes, num=num_shards),
-            tf.split(labels, sizes, num=num_shards))
+        seed, num_workers, worker_index, uint8=True, once=once)
+    images, labels = training.split_batch(dataset, num_shards, batch_size,
+                                          steps, skip)
+    for i, image in enumerate(images):
+      with tf.device(devices[i] if devices else '/cpu:0'):
+        images[i] = tf.cast(image, tf.float32)
+    return images, labels
 
 
 # ---- main --------------------------------------------------------------------
@@ -71,18 +69,10 @@ def build_parser():
   parser = usage.ArgumentParser(
       description=__doc__.splitlines()[0],
       formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-  training.add_flags(parser)
+  training.add_flags(parser, required=False)  # see checks.require_folders
   add = parser.add_argument
-  add('--variable-strategy', choices=['CPU', 'GPU'], default='CPU',
-      help='where variables live and are updated')
-  add('--num-gpus', type=int,
-      help='towers, one per GPU; 0 is one on the CPU (default: 1 where a GPU '
-      'is visible, else 0)')
   add('--num-layers', type=int, default=44,
       help='6n + 2; 9n + 2 with --block bottleneck_v2')
-  add('--use-distortion-for-training', type=usage.boolean, default=True,
-      nargs='?', const=True, metavar='True|False',
-      help='crop and mirror training pictures at random')
   add('--sync', action='store_true',
       help='synchronous updates over all workers of a cluster')
   add('--data-format', choices=['channels_first', 'channels_last'],
@@ -92,12 +82,15 @@ def build_parser():
   add('--batch-norm-epsilon', type=float, default=1e-5, help='above 0')
 
   group = parser.add_argument_group('since 2017')
-  training.add_new_flags(group)
+  training.add_new_flags(group, training.MODES + training.USING_MODES)
+  training.add_guard_flags(group)
   add = group.add_argument
   add('--block', choices=sorted(cifar10_model.LAYERS_PER_UNIT), default='v1',
       help='residual unit')
-  add('--virtual-devices', type=int, default=0, metavar='N',
-      help='N towers on virtual CPU devices, to try several without GPUs')
+  add('--precision', choices=['float32', 'bfloat16', 'float16'],
+      default='float32',
+      help='type of what passes between the layers; variables and batch norm '
+      'statistics are float32 always')
   add('--visualize-activations', action='store_true',
       help='pictures of the intermediate outputs, one grid per layer')
 
@@ -152,25 +145,31 @@ def main(job_dir=None, data_dir=None, num_gpus=None, variable_strategy='CPU',
   if flags.mode in ('predict', 'export'):
     training.use(classify, flags, checks.find_matching_checkpoint(flags))
     return
-  checks.find_matching_checkpoint(flags)  # refused before anything is written
+  # Twice, so that nothing is written for what is refused, and again when no
+  # other process can write any more.
+  warm_start = checks.find_resnet_warm_start(
+      flags, checks.find_matching_checkpoint(flags))
   with contextlib.ExitStack() as stack:
     if not task or task.is_chief:
       checks.make_job_dir(flags.job_dir)
       if trains:
         stack.enter_context(atomic_files.locked(flags.job_dir, '--job-dir'))
     checkpoint = checks.find_matching_checkpoint(flags)
-    cifar10_utils.log_configuration(flags, examples, task)
-    training.run(functools.partial(_classifier, flags), _inputs(flags, task),
-                 flags, checkpoint, classify, task)
+    cifar10_utils.log_configuration(
+        flags, '%d layers, block %s' % (flags.num_layers, flags.block),
+        examples, task)
+    training.run(functools.partial(_classifier, flags, warm_start),
+                 _inputs(flags, task), flags, checkpoint, task, classify)
 
 
-def _classifier(flags, task):
+def _classifier(flags, warm_start, task):
   """The Estimator of a task of a cluster, or of a process on its own."""
   config = training.session_config(flags, flags.virtual_devices)
   return estimator.Estimator(
       get_model_fn(flags.num_gpus, flags.variable_strategy,
                    task.num_workers if task else 1, flags.virtual_devices),
-      config=training.run_config(flags, config, task), params=flags)
+      config=training.run_config(flags, config, task), params=flags,
+      warm_start_from=warm_start)
 
 
 def _classify(flags, images):
@@ -193,18 +192,21 @@ def _classify(flags, images):
 
 def _inputs(flags, task):
   """Dict of subset to input_fn without arguments, as the Estimator wants it."""
-  shard = (task.num_workers, task.worker_index) if task else ()
+  shard = (task.num_workers, task.worker_index) if task else (1, 0)
   towers = flags.virtual_devices or flags.num_gpus
+  devices = cifar10_utils.tower_devices(flags.num_gpus, flags.virtual_devices)
 
-  def reader(subset, batch_size, *shard, **kwargs):
+  def reader(subset, batch_size, *shard_and_steps, **kwargs):
     return functools.partial(
         input_fn, flags.data_dir, subset, towers, batch_size,
-        flags.use_distortion_for_training, flags.seed, *shard, **kwargs)
+        flags.use_distortion_for_training, flags.seed, *shard_and_steps,
+        devices=devices, **kwargs)
 
   if flags.mode == 'evaluate':
     return {flags.subset: reader(flags.subset, flags.eval_batch_size,
                                  once=True)}
-  return {'train': reader('train', flags.train_batch_size, *shard),
+  return {'train': reader('train', flags.train_batch_size, *shard,
+                          flags.steps_per_call),
           'validation': reader('validation', flags.eval_batch_size),
           'eval': reader('eval', flags.eval_batch_size)}
 

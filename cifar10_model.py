@@ -44,7 +44,7 @@ class ResNetCifar10(model_base.ResNet):
 
   def __init__(self, num_layers, is_training, batch_norm_decay,
                batch_norm_epsilon, data_format='channels_first', block='v1',
-               num_classes=10 + 1):
+               num_classes=10 + 1, precision='float32'):
     """See ResNet for the arguments not listed here.
 
     Args:
@@ -52,6 +52,8 @@ class ResNetCifar10(model_base.ResNet):
       block: 'v1', 'v2' or 'bottleneck_v2'.
       num_classes: int, number of logits; one more than the ten classes by
         default, in case labels start at 1.
+      precision: 'float32', 'bfloat16' or 'float16', type of what passes between
+        the layers (arXiv 1710.03740, section 3.1).
 
     Raises:
       ValueError: if `num_layers` does not fit `block`.
@@ -61,6 +63,7 @@ class ResNetCifar10(model_base.ResNet):
     self.n = units_per_stage(num_layers, block)
     self.num_classes = num_classes
     self.block = block
+    self.precision = precision
     width = 4 if block == 'bottleneck_v2' else 1
     self.filters = [16, 16 * width, 32 * width, 64 * width]
     self.strides = [1, 2, 2]
@@ -81,7 +84,7 @@ class ResNetCifar10(model_base.ResNet):
                         else [0, 2, 3, 1])
       x = tf.transpose(x, to_computation)
 
-    x = x / 128 - 1  # to [-1, 1)
+    x = tf.cast(x / 128 - 1, self.precision)  # to [-1, 1)
     x = self._conv(x, 3, 16, 1)  # [N, 32, 32, 16]
     # Differs from 2017: pre-activation units bring their own BN-ReLU and leave
     # their sum bare, so the net has one BN-ReLU after the last unit instead of
@@ -97,7 +100,8 @@ class ResNetCifar10(model_base.ResNet):
 
     if pre_activation:
       x = self._relu(self._batch_norm(x))
-    x = self._global_avg_pool(x)  # [N, filters]
+    # What follows is little work and wants the precision.
+    x = self._global_avg_pool(tf.cast(x, tf.float32))  # [N, filters]
     return self._fully_connected(x, self.num_classes)
 
   def _stage(self, x, stage):
@@ -114,6 +118,25 @@ class ResNetCifar10(model_base.ResNet):
       x = unit(x, 3, out_filter, out_filter, 1)
       tf.add_to_collection(ACTIVATIONS, x)
     return x
+
+
+def runs_precision(block, data_format, precision):
+  """True if this process has the kernels to train in this precision.
+
+  It depends on release, device and oneDNN, so the smallest network tries.
+  """
+  with tf.Graph().as_default(), tf.Session() as session:
+    try:
+      logits = ResNetCifar10(
+          3 * LAYERS_PER_UNIT[block] + 2, True, 0.9, 1e-5, data_format, block,
+          precision=precision).forward_pass(tf.ones([2, 32, 32, 3]))
+      gradients = tf.gradients(logits, tf.trainable_variables())
+      session.run(tf.global_variables_initializer())
+      session.run(gradients)
+    except (TypeError, tf.errors.InvalidArgumentError,
+            tf.errors.UnimplementedError):
+      return False
+  return True
 
 
 def variable_shapes(num_layers, block, num_classes):

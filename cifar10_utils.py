@@ -2,6 +2,7 @@
 import collections
 import logging
 import os
+import re
 
 import numpy as np
 from tqdm import tqdm
@@ -11,11 +12,12 @@ from tf_compat import estimator, tf
 from usage import UsageError
 
 
-def log_configuration(flags, examples, task=None):
+def log_configuration(flags, network, examples, task=None):
   """Logs what the flags came to, before training starts.
 
   Args:
     flags: resolved flags.
+    network: str, what is trained.
     examples: dict of subset to number of examples.
     task: Task of this process in a cluster, or None.
   """
@@ -23,8 +25,7 @@ def log_configuration(flags, examples, task=None):
   devices = tower_devices(flags.num_gpus, flags.virtual_devices)
   log('Towers on %s; variables on the %s; %s', ', '.join(devices),
       flags.variable_strategy, flags.data_format)
-  log('Network: %d layers, block %s, %d logits', flags.num_layers, flags.block,
-      flags.num_classes)
+  log('Network: %s, %d logits', network, flags.num_classes)
   log('Examples: %s', ', '.join('%s %d' % item for item in examples.items()))
   if task:
     log('This is %s of %d that train %ssynchronously', task.name,
@@ -140,6 +141,12 @@ def local_device_setter(num_devices=1, ps_device_type='cpu',
         tf.DeviceSpec.from_string(op.device or '')).to_string()
 
   return choose_device
+
+
+def device_in_process(device):
+  """'/device:GPU:1' for '/job:ps/task:0/device:GPU:1'."""
+  return tf.DeviceSpec.from_string(device).replace(
+      job=None, replica=None, task=None).to_string()
 
 
 class GreedyLoadBalancingStrategy(object):
@@ -380,15 +387,31 @@ def latest_checkpoint(job_dir):
   path = tf.train.latest_checkpoint(job_dir)
   if path or not tf.gfile.IsDirectory(job_dir):
     return path
-  indices = tf.gfile.Glob(os.path.join(job_dir, 'model.ckpt-*.index'))
-  prefixes = [name[:-len('.index')] for name in indices]
-  numbered = [p for p in prefixes if p.rsplit('-', 1)[1].isdigit()]
-  return max(numbered, key=checkpoint_step, default=None)
+  prefixes = [os.path.join(job_dir, name[:-len('.index')])
+              for name in tf.gfile.ListDirectory(job_dir)
+              if re.match(r'model\.ckpt-\d+\.index$', name)]
+  return max(prefixes, key=checkpoint_step, default=None)
 
 
 def checkpoint_step(path):
   """Global step in a checkpoint's name: 600 for `.../model.ckpt-600`."""
   return int(path.rsplit('-', 1)[1])
+
+
+def open_checkpoint(path, where):
+  """A reader of a checkpoint.
+
+  Args:
+    path: str, checkpoint prefix.
+    where: str, flag that named the checkpoint.
+
+  Raises:
+    UsageError: if its index cannot be read.
+  """
+  try:
+    return tf.train.NewCheckpointReader(path)
+  except (tf.errors.OpError, ValueError) as e:
+    raise UsageError('%s: checkpoint %s cannot be read: %s' % (where, path, e))
 
 
 def check_checkpoint(path, variables, where='--job-dir'):
@@ -402,10 +425,7 @@ def check_checkpoint(path, variables, where='--job-dir'):
   Raises:
     UsageError: naming the first variable that differs.
   """
-  try:
-    reader = tf.train.NewCheckpointReader(path)
-  except (tf.errors.OpError, ValueError) as e:
-    raise UsageError('%s: checkpoint %s cannot be read: %s' % (where, path, e))
+  reader = open_checkpoint(path, where)
   stored = {name: shape
             for name, shape in reader.get_variable_to_shape_map().items()
             if name.startswith('resnet/') and not name.endswith('/Momentum')}

@@ -1,190 +1,34 @@
-"""TF_CONFIG -> this process's task in a cluster, its server, and its end.
+"""A task of a cluster -> its server, its peers, its training, its end.
 
 TensorFlow's own runtime does the work: a gRPC server per process, variables on
 the parameter servers. What is here makes it start without guessing, say whom it
 waits for, and end everywhere when training is done.
 """
-import collections
 import json
+import logging
 import os
 import socket
+import sys
 import threading
 import time
 
 import cifar10_utils
 import stop_signals
 from tf_compat import set_recovery_wait_secs, tf
+from tf_config import parse_tf_config
 from usage import UsageError
-
-KEYS = ('cluster', 'task', 'model_dir', 'environment', 'job')
-TASK_KEYS = ('type', 'index', 'trial', 'cloud')
-# 2017 said master for what is called chief since.
-JOBS = ('chief', 'master', 'worker', 'ps', 'evaluator')
 
 RECOVERY_WAIT_SECS = 3
 REPORT_SECS = 30  # between two lines about a missing peer
 # After the last checkpoint: what a parameter server gives the replicas to say
 # goodbye, and what a worker gives itself to finish its last step.
-PS_GRACE_SECS = 8
-WORKER_GRACE_SECS = 12
-# What a parameter server that was told to stop gives the chief to save.
+PS_GRACE_SECS = 7
+WORKER_GRACE_SECS = 9
+CLOSE_GRACE_SECS = 3  # what a worker gives its session to close
+# After a signal: what a replica gives its step, which may wait for a process
+# that has gone; and a parameter server the replicas, of which the chief saves.
+STOP_STEP_SECS = 15
 STOP_GRACE_SECS = 20
-
-
-class Task(collections.namedtuple('Task', 'jobs type index')):
-  """One process of a cluster.
-
-  Attributes:
-    jobs: dict of 'chief', 'worker' and 'ps' to their lists of 'host:port'.
-    type: 'chief', 'worker', 'ps' or 'evaluator'.
-    index: int, which of them.
-  """
-
-  @property
-  def name(self):
-    return '%s %d' % (self.type, self.index)
-
-  @property
-  def num_workers(self):
-    """Processes that train: the chief and the workers."""
-    return 1 + len(self.jobs.get('worker', ()))
-
-  @property
-  def worker_index(self):
-    """Which of them this is; the chief is 0."""
-    return self.index + 1 if self.type == 'worker' else 0
-
-  @property
-  def is_chief(self):
-    return self.type == 'chief'
-
-  @property
-  def trains(self):
-    return self.type in ('chief', 'worker')
-
-  def peers(self, *types):
-    """List of (name, address) of the other tasks of these types."""
-    named = [('%s %d' % (job, i), address)
-             for job in types
-             for i, address in enumerate(self.jobs.get(job, ()))]
-    return [peer for peer in named if peer[0] != self.name]
-
-
-# ---- TF_CONFIG ---------------------------------------------------------------
-
-
-def parse_tf_config(text, job_dir=None):
-  """Parses the environment variable TF_CONFIG.
-
-  Args:
-    text: str, JSON, or empty.
-    job_dir: str or None; a `model_dir` in TF_CONFIG must be the same.
-
-  Returns:
-    Task, or None where there is only one process, which needs no cluster.
-
-  Raises:
-    UsageError: naming the key and what was expected.
-  """
-  if not text.strip():
-    return None
-  try:
-    config = json.loads(text, object_pairs_hook=_no_duplicates)
-  except (ValueError, RecursionError) as e:
-    raise UsageError('TF_CONFIG: expected JSON: %s' % e)
-  if config == {}:
-    return None
-  _check_keys('', config, KEYS)
-  model_dir = config.get('model_dir', job_dir)
-  if job_dir is not None:
-    _require(isinstance(model_dir, str) and
-             model_dir.rstrip('/') == job_dir.rstrip('/'), 'model_dir',
-             model_dir, 'the same as --job-dir %s' % job_dir)
-  jobs = _parse_cluster(config.get('cluster'))
-  job_type, index = _parse_task(config.get('task'), jobs)
-  jobs.pop('evaluator', None)  # TensorFlow: not a part of the cluster
-  if len(jobs) == 1 and job_type == 'chief':
-    return None
-  return Task(jobs, job_type, index)
-
-
-def _require(condition, key, value, expected):
-  if not condition:
-    raise UsageError('TF_CONFIG: %s is %s; expected %s' %
-                     (key, json.dumps(value), expected))
-
-
-def _no_duplicates(pairs):
-  """json's objects as dicts; a key that is there twice is an error."""
-  keys = [key for key, _ in pairs]
-  for key in keys:
-    if keys.count(key) > 1:
-      raise ValueError('key "%s" is there twice' % key)
-  return dict(pairs)
-
-
-def _check_keys(where, value, allowed):
-  """`value` must be a dict with these keys only."""
-  _require(isinstance(value, dict), where or 'the value', value, 'an object')
-  for key in value:
-    if key not in allowed:
-      raise UsageError('TF_CONFIG: %s is no key of %s; expected %s' % (
-          json.dumps(key), where or 'TF_CONFIG', ', '.join(allowed)))
-
-
-def _parse_cluster(value):
-  """Returns dict of job to list of unique addresses, 'chief' for 'master'."""
-  _check_keys('cluster', value, JOBS)
-  _require(not ('chief' in value and 'master' in value), 'cluster', value,
-           'either chief or master, which is its old name')
-  jobs = {'chief' if job == 'master' else job: addresses
-          for job, addresses in value.items()}
-  _require('chief' in jobs, 'cluster', value, 'a chief')
-  seen = set()
-  for job, addresses in jobs.items():
-    key = 'cluster.' + job
-    _require(isinstance(addresses, list) and addresses, key, addresses,
-             'a list of host:port')
-    for address in addresses:
-      _require(_is_address(address), key, address,
-               'host:port with a port from 1 to 65535')
-      _require(address not in seen, key, address,
-               'addresses that are used once')
-      seen.add(address)
-  for job in ('chief', 'evaluator'):
-    _require(len(jobs.get(job, 'x')) == 1, 'cluster.' + job, jobs.get(job),
-             'one address')
-  _require('worker' not in jobs or 'ps' in jobs, 'cluster', value,
-           'a ps where there are workers')
-  return jobs
-
-
-def _is_address(value):
-  if not isinstance(value, str):
-    return False
-  host, colon, port = value.rpartition(':')
-  return bool(host and colon and not set(host) & set('/ \t\n') and
-              port.isascii() and port.isdigit() and len(port) <= 5 and
-              0 < int(port) <= 65535)
-
-
-def _parse_task(value, jobs):
-  """Returns (type, index) of this process."""
-  _check_keys('task', value, TASK_KEYS)
-  job_type = value.get('type')
-  _require(job_type in JOBS, 'task.type', job_type,
-           'one of ' + ', '.join(JOBS))
-  if job_type == 'master':
-    job_type = 'chief'
-  _require(job_type in jobs or job_type == 'evaluator', 'task.type', job_type,
-           'one that is in cluster: ' + ', '.join(sorted(jobs)))
-  count = len(jobs.get(job_type, 'x'))
-  index = value.get('index')
-  if isinstance(index, str) and index.isascii() and index.isdigit():
-    index = int(index)  # some launchers quote it
-  _require(type(index) is int and 0 <= index < count, 'task.index', index,
-           'an integer from 0 to %d' % (count - 1))
-  return job_type, index
 
 
 def read_task(flags):
@@ -200,7 +44,9 @@ def read_task(flags):
                      (flags.num_workers, num_workers))
   if task and not task.trains:
     os.environ['CUDA_VISIBLE_DEVICES'] = ''
-    flags.num_gpus = None
+    # None: whatever a CPU takes; a checkpoint is the same for all of them.
+    flags.num_gpus = flags.data_format = None
+    flags.variable_strategy = 'CPU'
   return task
 
 
@@ -232,23 +78,47 @@ def run_config_arguments(task, session_config):
           len(task.jobs['ps']), cifar10_utils.byte_size_load_fn))}
 
 
+def caching_device(config):
+  """Where a replica keeps the values of variables within a step, or None.
+
+  Each is read over the network once per step then, not once per use and tower.
+
+  Args:
+    config: RunConfig or None.
+  """
+  if config is None or not config.num_ps_replicas:
+    return None
+  return '/job:%s/task:%d/cpu:0' % (config.task_type, config.task_id)
+
+
 class SyncHook(tf.train.SessionRunHook):
-  """The hook of SyncReplicasOptimizer, with a clean end.
+  """The hook of SyncReplicasOptimizer, with a strict start and a clean end.
 
   Its token queue runner on the chief would keep the session open for 120 s; a
-  coordinator of its own, stopped first, ends it.
+  coordinator of its own, stopped first, ends it. And it puts a token for each
+  replica into the queue at the start, which lets a fast one contribute twice to
+  a step and wastes what a slow one computed. Tokens are needed only by replicas
+  that wait for one already: when the chief comes back to a training.
   """
 
-  def __init__(self, optimizer, is_chief):
-    self._hook = optimizer.make_session_run_hook(is_chief)
+  def __init__(self, optimizer, is_chief, is_new):
+    """`is_new`: bool, true where no checkpoint is continued."""
+    self._optimizer = optimizer
+    self._hook = optimizer.make_session_run_hook(is_chief, num_tokens=0)
+    self._is_chief = is_chief
+    self._needs_tokens = not is_new
     self._coord = None
 
   def begin(self):
     self._hook.begin()
+    self._add_tokens = self._optimizer.get_init_tokens_op()
 
   def after_create_session(self, session, coord):
     self._coord = tf.train.Coordinator()
     self._hook.after_create_session(session, self._coord)
+    if self._is_chief and self._needs_tokens:
+      session.run(self._add_tokens)
+    self._needs_tokens = True  # in a session after a lost one
 
   def end(self, session):
     self._coord.request_stop()
@@ -285,7 +155,22 @@ def missing_peers(task, types):
   return missing
 
 
-def wait_for_peers(task, flags, resuming):
+class Waiting(object):
+  """Names the peers that are missing: at once, then every 30 s."""
+
+  def __init__(self, task):
+    self._name = task.name
+    self._reported = None
+
+  def report(self, missing):
+    """Logs the peers of `missing` (list of str) if it is time to."""
+    now = time.time()
+    if missing and (not self._reported or now - self._reported >= REPORT_SECS):
+      self._reported = now
+      tf.logging.info('%s: waiting for %s', self._name, ', '.join(missing))
+
+
+def wait_for_peers(task, flags):
   """Returns once the peers answer; names those that do not every 30 s.
 
   At the start of a training everyone is waited for. One that goes on needs the
@@ -295,8 +180,14 @@ def wait_for_peers(task, flags, resuming):
     SystemExit: status 1 after --start-timeout-secs; 0 if training is over
       or a signal came.
   """
-  types = ('ps', 'chief') if resuming else ('ps', 'chief', 'worker')
-  start = reported = time.time()
+  if task.type == 'evaluator':  # it only reads what the chief writes
+    types = ('chief',)
+  elif cifar10_utils.latest_checkpoint(flags.job_dir):
+    types = ('ps', 'chief')
+  else:
+    types = ('ps', 'chief', 'worker')
+  start = time.time()
+  waiting = Waiting(task)
   while True:
     missing = missing_peers(task, types)
     if not missing:
@@ -308,52 +199,102 @@ def wait_for_peers(task, flags, resuming):
       tf.logging.error('%s: gave up after %d s without %s', task.name, waited,
                        ', '.join(missing))
       raise SystemExit(1)
-    if waited < 2 or time.time() - reported >= REPORT_SECS:
-      reported = time.time()
-      tf.logging.info('%s: waiting for %s', task.name, ', '.join(missing))
+    waiting.report(missing)
     time.sleep(1)
 
 
-class PeersHook(tf.train.SessionRunHook):
-  """Names lost peers while no step is made; lets no worker outlive training.
+# ---- replicas ----------------------------------------------------------------
 
-  TensorFlow retries by itself and in silence until a peer is back. A worker
-  that is in the middle of it when the others end would never end.
+
+class ReplicaHook(tf.train.SessionRunHook):
+  """Keeps a worker until the last checkpoint is there, and no longer.
+
+  A chief that dies between the last step and its checkpoint goes back to the
+  one before, and then needs its workers again. And TensorFlow retries by itself
+  and in silence until a lost peer is back: a worker that is in the middle of it
+  when the others end would never end, so a thread looks on.
   """
 
   def __init__(self, task, flags):
     self._task = task
     self._flags = flags
-    self.steps = 0
+    # In synchronous training every step waits for all.
+    self._needed = ('ps', 'chief') + (('worker',) if flags.sync else ())
+    self._steps = 0
     self._last_step = time.time()
-    self._ended = False
+    self._stops = False  # between two steps, after a signal
+    self._end = None  # when it came
     thread = threading.Thread(target=self._watch)
     thread.daemon = True
     thread.start()
 
+  def begin(self):
+    self._global_step = tf.train.get_global_step()
+
+  def before_run(self, run_context):
+    return tf.train.SessionRunArgs(self._global_step)
+
   def after_run(self, run_context, run_values):
-    self.steps += 1
+    self._steps += 1
     self._last_step = time.time()
+    self._stops = stop_signals.received()
+    step = run_values.results
+    # A step's own read of the global step may come before its increment.
+    near_end = self._flags.train_steps - self._task.num_workers
+    if self._task.is_chief or step < near_end:
+      return
+    step = run_context.session.run(self._global_step)
+    while step >= self._flags.train_steps:
+      if is_finished(self._flags) or stop_signals.received():
+        run_context.request_stop()
+        return
+      if not cifar10_utils.latest_checkpoint(self._flags.job_dir):
+        raise UsageError('--job-dir %s has no checkpoint at the end of the '
+                         'training; expected the folder that the chief writes '
+                         'to' % self._flags.job_dir)
+      time.sleep(0.5)
+      self._last_step = time.time()
+      step = run_context.session.run(self._global_step)
 
   def end(self, session):
-    self._ended = True
+    # The chief has saved the last checkpoint: its saver's end comes first.
+    self._end = time.time()
+    say_ended(self._task,
+              'finished' if is_finished(self._flags) else 'stopped')
+    self._log_end('it is over')
 
   def _watch(self):
-    finished_secs = 0
-    while not self._ended:
+    finished_secs = stopping_secs = 0
+    waiting = Waiting(self._task)
+    while not self._end:
       time.sleep(1)
       if time.time() - self._last_step < 2:
+        waiting = Waiting(self._task)
         continue
-      if int(time.time() - self._last_step) % REPORT_SECS == 0:
-        for peer in missing_peers(self._task, ('ps', 'chief')):
-          tf.logging.info('%s: waiting for %s', self._task.name, peer)
-      finished_secs += self._task.type == 'worker' and is_finished(self._flags)
-      if finished_secs > WORKER_GRACE_SECS and not self._ended:
-        tf.logging.info('%s: training ended without it', self._task.name)
-        os._exit(0)  # the main thread is inside TensorFlow and stays there
+      waiting.report(missing_peers(self._task, self._needed))
+      finished_secs += not self._task.is_chief and is_finished(self._flags)
+      stopping_secs += stop_signals.received() and not self._stops
+      if finished_secs > WORKER_GRACE_SECS:
+        self._leave('training ended without it')
+      if stopping_secs > (STOP_STEP_SECS if self._task.is_chief else 2):
+        self._leave('stops within a step; the last checkpoint stands')
+    # A session that has lost a peer may take half a minute to close.
+    while not self._task.is_chief:
+      time.sleep(1)
+      if time.time() - self._end > CLOSE_GRACE_SECS:
+        leave(stop_signals.exit_status())
 
+  def _leave(self, why):
+    """Ends the process: its main thread is inside TensorFlow and stays there.
+    """
+    if not self._end:
+      self._log_end(why)
+      say_ended(self._task, 'stopped')
+      leave(stop_signals.exit_status())
 
-# ---- replicas ----------------------------------------------------------------
+  def _log_end(self, why):
+    tf.logging.info('%s: %s; ends after %d steps of its own', self._task.name,
+                    why, self._steps)
 
 
 def train(classifier, input_fn, task, flags):
@@ -363,21 +304,30 @@ def train(classifier, input_fn, task, flags):
   the devices of the session's configuration, which that one leaves out.
   """
   start_server(task, classifier.config.session_config)
-  wait_for_peers(task, flags,
-                 resuming=cifar10_utils.latest_checkpoint(flags.job_dir))
+  wait_for_peers(task, flags)
   set_recovery_wait_secs(RECOVERY_WAIT_SECS)
-  hook = PeersHook(task, flags)
-  classifier.train(input_fn, max_steps=flags.train_steps, hooks=[hook])
-  say_ended(task, 'stopped' if stop_signals.received() else 'finished')
-  tf.logging.info('%s: ends after %d steps of its own', task.name, hook.steps)
+  # The chief says when it is over: it saves the last checkpoint.
+  classifier.train(input_fn, hooks=[ReplicaHook(task, flags)],
+                   max_steps=flags.train_steps if task.is_chief else None)
 
 
 # ---- the end -----------------------------------------------------------------
 
 
+def leave(status):
+  """Ends this process at once: TensorFlow takes seconds to take a server down.
+  """
+  sys.stdout.flush()
+  logging.shutdown()
+  os._exit(status)
+
+
 def is_finished(flags):
-  """True if a checkpoint of the last step is there."""
-  checkpoint = cifar10_utils.latest_checkpoint(flags.job_dir)
+  """True if a checkpoint of the last step is there, as far as can be seen."""
+  try:
+    checkpoint = cifar10_utils.latest_checkpoint(flags.job_dir)
+  except tf.errors.OpError:  # a network file system that is away for a moment
+    return False
   return bool(checkpoint and cifar10_utils.checkpoint_step(checkpoint) >=
               flags.train_steps)
 
@@ -411,7 +361,7 @@ def serve_parameters(task, flags):
 
   It also ends some seconds after the last checkpoint appeared, because one that
   was restarted has not heard those who finished before; and, when told to stop,
-  as soon as the chief has saved.
+  as soon as the replicas, which were told too, have saved and stopped.
   """
   if is_finished(flags):
     tf.logging.info('Nothing left to serve: training has ended')
@@ -419,19 +369,23 @@ def serve_parameters(task, flags):
   server = start_server(task)
   config = tf.ConfigProto(device_filters=['/job:ps/task:%d' % task.index])
   with tf.Graph().as_default(), stop_signals.noted():
+    wait_for_peers(task, flags)
     queue = _messages(task.index)
     size, message = queue.size(), queue.dequeue()
-    heard = set()
+    finished, ended = set(), set()
     finished_secs = stopping_secs = 0
     with tf.Session(server.target, config=config) as session:
-      while (finished_secs < PS_GRACE_SECS and
+      while (len(finished) < task.num_workers and
+             finished_secs < PS_GRACE_SECS and
              stopping_secs < STOP_GRACE_SECS and
-             sum(m.endswith('finished') for m in heard) < task.num_workers):
+             not (stopping_secs and len(ended) == task.num_workers)):
         time.sleep(1)
         for _ in range(session.run(size)):
-          heard.add(session.run(message).decode())
+          name, how = session.run(message).decode().rsplit(' ', 1)
+          ended.add(name)
+          if how == 'finished':
+            finished.add(name)
         finished_secs += is_finished(flags)
         stopping_secs += stop_signals.received()
-        if stopping_secs and any(m.startswith('chief') for m in heard):
-          break
   tf.logging.info('%s: ends', task.name)
+  leave(stop_signals.exit_status())

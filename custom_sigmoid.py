@@ -41,7 +41,7 @@ def sigmoid(x, k=1., name='custom_sigmoid'):
   """y = 1 / (1 + exp(-k x)) by `np_sigmoid` and `tf_sigmoid_gradient`.
 
   Args:
-    x: float32 or float64 tensor of any shape, also unknown in part.
+    x: float32 or float64 tensor or array of any shape, also unknown in part.
     k: steepness, a number or scalar tensor.
 
   Returns:
@@ -50,6 +50,7 @@ def sigmoid(x, k=1., name='custom_sigmoid'):
   Raises:
     ValueError: if k is not a scalar.
   """
+  x = tf.convert_to_tensor(x)
   k = tf.convert_to_tensor(k, x.dtype)
   if k.shape.ndims != 0:
     raise ValueError('k must be a scalar, not of shape %s' % k.shape)

@@ -10,7 +10,7 @@ def per_example_gradients(loss_per_example, variables, vectorized=False):
 
   Args:
     loss_per_example: float [N].
-    variables: list of variables that the loss depends on.
+    variables: list of variables; zero for those the loss does not depend on.
     vectorized: bool; all examples at once by `tf.vectorized_map`, which wants N
       times the memory, instead of one after the other.
 
@@ -23,7 +23,8 @@ def per_example_gradients(loss_per_example, variables, vectorized=False):
     # A product rather than loss_per_example[index], whose gradient
     # vectorized_map of 1.15 cannot convert.
     loss = tf.reduce_sum(loss_per_example * tf.one_hot(index, count))
-    return [tf.convert_to_tensor(g) for g in tf.gradients(loss, variables)]
+    return [tf.convert_to_tensor(g) for g in tf.gradients(
+        loss, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO)]
 
   indices = tf.range(count)
   if vectorized:

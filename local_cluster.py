@@ -14,6 +14,9 @@ import sys
 import threading
 import time
 
+# After the first signal: longer than any task gives itself to stop.
+STOP_SECS = 40
+
 
 def task_counts(text):
   """argparse type: 'worker=2,ps=1' to {'worker': 2, 'ps': 1}; '' to {}."""
@@ -65,13 +68,15 @@ class LocalCluster(object):
     self._children = {}
     self._threads = []
     self._signals = []
+    self._stop_by = float('inf')
 
   def run(self):
     """Runs the cluster to its end; returns the worst exit status."""
     for number in (signal.SIGINT, signal.SIGTERM):
       signal.signal(number, self._pass_on)
     for task in self._tasks:
-      self._start(task)
+      if not self._signals:
+        self._start(task)
     statuses = {}
     while self._children:
       time.sleep(0.1)
@@ -79,9 +84,11 @@ class LocalCluster(object):
         if child.poll() is not None:
           del self._children[task]
           statuses[task] = self._handle_end(task, child.returncode)
+      if time.time() > self._stop_by:
+        self._pass_on(signal.SIGKILL, None)
     for thread in self._threads:
       thread.join(10)
-    return max(statuses.values())
+    return max(statuses.values(), default=0)
 
   def _start(self, task):
     config = {'cluster': self._cluster,
@@ -124,6 +131,7 @@ class LocalCluster(object):
   def _pass_on(self, number, frame):
     """Passes a signal on to all; the second one kills."""
     self._signals.append(number)
+    self._stop_by = time.time() + STOP_SECS
     for child in list(self._children.values()):
       child.send_signal(number if len(self._signals) == 1 else signal.SIGKILL)
 

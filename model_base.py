@@ -13,8 +13,9 @@ from tf_compat import tf
 class ResNet(object):
   """The layers of a residual network; subclasses string them together.
 
-  Every layer takes and returns float32 [N, H, W, C] (channels_last) or
-  [N, C, H, W] (channels_first), as `data_format` says.
+  Every layer takes and returns [N, H, W, C] (channels_last) or [N, C, H, W]
+  (channels_first), as `data_format` says, in the type of its input: float32, or
+  a shorter one. Variables and batch statistics are float32 always.
   """
 
   def __init__(self, is_training, data_format, batch_norm_decay,
@@ -136,10 +137,10 @@ class ResNet(object):
     with tf.variable_scope(None, default_name='conv2d'):
       kernel = tf.get_variable(
           'kernel', [kernel_size, kernel_size, self._channels(x), filters],
-          dtype=x.dtype, initializer=tf.glorot_uniform_initializer())
+          initializer=tf.glorot_uniform_initializer())
       return tf.nn.conv2d(
-          x, kernel, strides=self._window(strides), padding=padding,
-          data_format=self._layout())
+          x, tf.cast(kernel, x.dtype), strides=self._window(strides),
+          padding=padding, data_format=self._layout())
 
   def _batch_norm(self, x):
     """Fused batch norm with gamma and beta (arXiv 1502.03167).

@@ -67,7 +67,8 @@ def check_files(paths):
       continue
     if not cifar10.count_records(path):
       raise UsageError('--input %s is empty' % path)
-    for _, label in cifar10.read_examples(path):
+    for _, label in cifar10.read_examples(
+        path, cifar10.picture_label):
       has_labels |= label is not None
   return has_labels
 
@@ -85,7 +86,8 @@ class _Decoder(object):
     """Yields (name, label or None, image float32 [32, 32, 3])."""
     for path in paths:
       if not _is_picture(path):
-        for i, (record, label) in enumerate(cifar10.read_examples(path)):
+        for i, (record, label) in enumerate(
+            cifar10.read_examples(path, cifar10.picture_label)):
           yield '%s:%d' % (path, i), label, session.run(
               self._record, {self._bytes: record})
         continue

@@ -15,13 +15,14 @@ def sigmoid(x, k=1., name='sigmoid'):
   other side, because a gradient passes through both sides of `where`.
 
   Args:
-    x: float32 or float64 tensor of any shape.
+    x: float32 or float64 tensor or array of any shape.
     k: steepness, a tensor or number that broadcasts with x.
 
   Returns:
     Tensor like k * x, in [0, 1].
   """
   with tf.name_scope(name):
+    x = tf.convert_to_tensor(x)
     z = tf.convert_to_tensor(k, x.dtype) * x
     negative = z < 0
     zeros = tf.zeros_like(z)

@@ -58,7 +58,7 @@ def add_histograms(logits, labels, gradvars):
     tf.summary.histogram('activations/' + layer, x)
   for op in tf.get_default_graph().get_operations():
     if op.type == 'Relu' and op.name.startswith(TOWER_0):
-      with tf.name_scope('zero_fraction'):
+      with tf.name_scope('zero_fraction/'):  # one box for all in the graph
         share = tf.nn.zero_fraction(op.outputs[0])
       tf.summary.scalar('dead_relu/' + op.name[len(TOWER_0):], share)
   with tf.name_scope('norm_per_example'):
@@ -72,7 +72,7 @@ def add_histograms(logits, labels, gradvars):
 def add_activation_pictures(data_format):
   """Adds one grid per layer: the maps of the first picture of the batch."""
   for layer, x in _activations():
-    with tf.name_scope('maps'):
+    with tf.name_scope('maps/'):
       if data_format == 'channels_first':
         x = tf.transpose(x, [0, 2, 3, 1])
       maps = x[0][:, :, tf.newaxis]  # [H, W, 1, C]: C grey pictures
@@ -126,10 +126,11 @@ class ProfileHook(tf.train.SessionRunHook):
   TensorBoard's graph tab shows the same steps' compute time and memory.
   """
 
-  def __init__(self, first, last, output_dir):
-    """Traces the steps from `first` to before `last`."""
+  def __init__(self, first, last, output_dir, steps_per_call=1):
+    """Traces the calls whose first step is from `first` to before `last`."""
     self._first, self._last = first, last
     self._output_dir = output_dir
+    self._steps_per_call = steps_per_call
 
   def begin(self):
     self._global_step = tf.train.get_global_step()
@@ -150,17 +151,22 @@ class ProfileHook(tf.train.SessionRunHook):
         f.write(chrome_trace(run_values.run_metadata))
       tf.summary.FileWriterCache.get(self._output_dir).add_run_metadata(
           run_values.run_metadata, 'step_%d' % self._step)
-    self._step += 1
+    self._step += self._steps_per_call
 
 
 # ---- evaluation --------------------------------------------------------------
 
 
 def keep_for_pictures(images, labels, predictions):
-  """Puts an evaluation's tensors where EvaluationPicturesHook finds them."""
+  """Puts an evaluation's tensors where EvaluationPicturesHook finds them.
+
+  Without `images`, which may be features of pictures, there are no mistakes to
+  be seen.
+  """
   for name, tensor in zip(EVALUATION, (
       images, labels, predictions['classes'], predictions['probabilities'])):
-    tf.add_to_collection('evaluation/' + name, tensor)
+    if name != 'images' or tensor.shape.ndims == 4:
+      tf.add_to_collection('evaluation/' + name, tensor)
 
 
 class EvaluationPicturesHook(tf.train.SessionRunHook):
@@ -179,8 +185,8 @@ class EvaluationPicturesHook(tf.train.SessionRunHook):
     self._max_mistakes = max_mistakes
 
   def begin(self):
-    self._tensors = {name: tf.get_collection('evaluation/' + name)[0]
-                     for name in EVALUATION}
+    self._tensors = {name: tensor for name in EVALUATION
+                     for tensor in tf.get_collection('evaluation/' + name)}
     self._confusion = np.zeros([len(self._names)] * 2, np.int64)
     self._mistakes = []  # (confidence, true, predicted, image)
 
@@ -191,6 +197,8 @@ class EvaluationPicturesHook(tf.train.SessionRunHook):
     batch = run_values.results
     labels, classes = batch['labels'], batch['classes']
     np.add.at(self._confusion, (labels, classes), 1)
+    if 'images' not in batch:
+      return
     for i in np.flatnonzero(labels != classes):
       self._mistakes.append((batch['probabilities'][i].max(), labels[i],
                              classes[i], batch['images'][i]))

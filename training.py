@@ -9,6 +9,7 @@ import errno
 import functools
 import os
 import sys
+import time
 
 import best
 import checkpoints
@@ -16,6 +17,7 @@ import cifar10
 import cifar10_utils
 import cluster
 import export
+import machine
 import nan_guard
 import predict
 import report
@@ -25,16 +27,22 @@ import usage
 from tf_compat import estimator, tf
 from usage import UsageError
 
-MODES = ('train_and_evaluate', 'train', 'evaluate', 'predict', 'export')
+MODES = ('train_and_evaluate', 'train', 'evaluate')
+# Of the flags that only cifar10_main.py has.
+GUARD_DEFAULTS = {'export_best': False, 'early_stop_evals': None,
+                  'on_nan': 'stop', 'max_restores': 0, 'resume_exact': False,
+                  'subset': 'eval', 'report': None}
+USING_MODES = ('predict', 'export')  # of cifar10_main.py
 
 
-def add_flags(parser):
+def add_flags(parser, required=True):
   """Adds the flags of 2017 that do not depend on the network."""
   add = parser.add_argument
-  add('--data-dir',
+  add('--data-dir', required=required,
       help='folder of the TFRecord files that generate_cifar10_tfrecords.py '
       'writes; predict and export only look for its classes.txt')
-  add('--job-dir', help='folder of checkpoints and TensorBoard events')
+  add('--job-dir', required=required,
+      help='folder of checkpoints and TensorBoard events')
   add('--train-steps', type=int, default=80000,
       help='global step at which training ends')
   add('--train-batch-size', type=int, default=128,
@@ -47,28 +55,68 @@ def add_flags(parser):
   add('--learning-rate', type=float,
       help='rate before the first boundary (default: 0.1; 0.05 for the '
       'pre-activation blocks, which diverge at 0.1)')
+  add('--variable-strategy', choices=['CPU', 'GPU'], default='CPU',
+      help='where variables live and are updated')
+  add('--num-gpus', type=int,
+      help='towers, one per GPU; 0 is one on the CPU (default: 1 where a GPU '
+      'is visible, else 0)')
+  add('--use-distortion-for-training', type=usage.boolean, default=True,
+      nargs='?', const=True, metavar='True|False',
+      help='crop and mirror training pictures at random')
   add('--num-intra-threads', type=int, default=0,
-      help='threads inside an op; 0 is one per core')
+      help='threads inside an op; 0 is one per core this process may use')
   add('--num-inter-threads', type=int, default=0,
-      help='ops run at once; 0 is one per core')
+      help='ops run at once; 0 is one per core this process may use')
   add('--log-device-placement', action='store_true',
       help='log the device of every op, and a table of variables per device')
 
 
-def add_new_flags(parser):
+def add_new_flags(parser, modes=MODES):
   """Adds the flags since 2017 that do not depend on the network."""
   add = parser.add_argument
-  add('--mode', choices=MODES, default=MODES[0],
+  add('--mode', choices=modes, default=modes[0],
       help='train_and_evaluate: on validation while it trains, on eval at the '
       'end')
+  add('--virtual-devices', type=int, default=0, metavar='N',
+      help='N towers on virtual CPU devices, to try several without GPUs')
   add('--num-classes', type=int, default=10 + 1,
       help='logits; labels must be below')
+  add('--warm-start-from', metavar='CKPT',
+      help='checkpoint or job directory whose values training starts from, '
+      'where the job directory has none yet')
+  add('--warm-start-exclude', type=usage.comma_separated(str), default=[],
+      metavar='SCOPE,...',
+      help='variables below these scopes start at random')
   add('--seed', type=int,
       help='of every random choice; with it CPU runs repeat')
   add('--eval-every-secs', type=int, default=600,
       help='seconds between evaluations, at least; each needs a new checkpoint')
   add('--save-checkpoints-steps', type=int,
       help='steps between checkpoints (default: one every 600 s)')
+  add('--keep-checkpoint-max', type=int, default=5,
+      help='checkpoints kept; 0 keeps all')
+  add('--summaries', choices=['none', 'scalars', 'full'], default='scalars',
+      help='for TensorBoard: scalars, and pictures at each evaluation; full '
+      'adds histograms, dead ReLUs and kernels')
+  add('--summary-steps', type=int, default=100,
+      help='steps between summaries, and between lines about the speed')
+  add('--profile-steps', type=usage.step_range, metavar='A:B',
+      help='trace the steps from A to before B to timeline-STEP.json')
+  add('--steps-per-call', type=int, default=1, metavar='K',
+      help='training steps in one session call; hooks look between calls')
+  add('--xla', action='store_true',
+      help='compile the towers with XLA; on a CPU oneDNN is faster')
+  add('--lr-boundaries-epochs', type=usage.comma_separated(float),
+      default=[82, 123, 300], metavar='E,E,...',
+      help='epochs at which the learning rate changes')
+  add('--lr-factors', type=usage.comma_separated(float),
+      default=[1, 0.1, 0.01, 0.002], metavar='F,F,...',
+      help='of --learning-rate, before and after each boundary')
+
+
+def add_guard_flags(parser):
+  """Adds the flags of the best model, NaN and exact resuming."""
+  add = parser.add_argument
   add('--export-best', action='store_true',
       help='keep the checkpoint with the highest accuracy on validation in '
       'JOB_DIR/best, and its SavedModel in JOB_DIR/export/best')
@@ -81,21 +129,6 @@ def add_new_flags(parser):
   add('--max-restores', type=int, default=3, help='of --on-nan restore')
   add('--resume-exact', action='store_true',
       help='with --seed: a resumed run reads the data from where it stopped')
-  add('--keep-checkpoint-max', type=int, default=5,
-      help='checkpoints kept; 0 keeps all')
-  add('--summaries', choices=['none', 'scalars', 'full'], default='scalars',
-      help='for TensorBoard: scalars, and pictures at each evaluation; full '
-      'adds histograms, dead ReLUs and kernels')
-  add('--summary-steps', type=int, default=100,
-      help='steps between summaries')
-  add('--profile-steps', type=usage.step_range, metavar='A:B',
-      help='trace the steps from A to before B to timeline-STEP.json')
-  add('--lr-boundaries-epochs', type=usage.comma_separated(float),
-      default=[82, 123, 300], metavar='E,E,...',
-      help='epochs at which the learning rate changes')
-  add('--lr-factors', type=usage.comma_separated(float),
-      default=[1, 0.1, 0.01, 0.002], metavar='F,F,...',
-      help='of --learning-rate, before and after each boundary')
 
 
 def add_use_flags(parser):
@@ -116,13 +149,42 @@ def add_use_flags(parser):
       help='new folder for the SavedModel')
 
 
+def split_batch(dataset, num_shards, batch_size, steps=1, skip=0):
+  """Reads a batch and splits it over the towers.
+
+  Args:
+    dataset: Cifar10DataSet, or another with its methods.
+    num_shards: int, number of towers.
+    batch_size: int, examples over all towers.
+    steps: int; more than 1 gives as many batches in a row, [steps, N, ...].
+    skip: int, batches to drop at the start.
+
+  Returns:
+    Two lists of `num_shards` tensors, features and labels.
+  """
+  training = dataset.training
+  if not training and num_shards > 1:
+    batch_size = cifar10_utils.batch_size_without_empty_towers(
+        batch_size, dataset.count_examples(), num_shards)
+  features, labels = dataset.make_batch(batch_size, steps, skip)
+  if num_shards <= 1:
+    return [features], [labels]
+  sizes = num_shards
+  if not training:  # the last batch may not divide
+    sizes = (tf.size(labels) + tf.range(num_shards)) // num_shards
+  axis = 1 if steps > 1 else 0
+  return (tf.split(features, sizes, axis, num_shards),
+          tf.split(labels, sizes, axis, num_shards))
+
+
 def session_config(flags, virtual_devices=0):
   """tf.ConfigProto for the flags."""
+  cores = machine.usable_cores()
   config = tf.ConfigProto(
       allow_soft_placement=True,
       log_device_placement=flags.log_device_placement,
-      intra_op_parallelism_threads=flags.num_intra_threads,
-      inter_op_parallelism_threads=flags.num_inter_threads,
+      intra_op_parallelism_threads=flags.num_intra_threads or cores,
+      inter_op_parallelism_threads=flags.num_inter_threads or cores,
       gpu_options=tf.GPUOptions(force_gpu_compatible=True))
   if virtual_devices:
     config.device_count['CPU'] = virtual_devices
@@ -145,10 +207,11 @@ def run_config(flags, config, task=None):
       session_config=config,
       save_summary_steps=(
           0 if flags.summaries == 'none' else flags.summary_steps),
+      log_step_count_steps=flags.summary_steps,
       keep_checkpoint_max=flags.keep_checkpoint_max, **saving)
 
 
-def run(make_classifier, inputs, flags, checkpoint, classify, task=None):
+def run(make_classifier, inputs, flags, checkpoint, task=None, classify=None):
   """Does what --mode asks for.
 
   Args:
@@ -156,15 +219,18 @@ def run(make_classifier, inputs, flags, checkpoint, classify, task=None):
     inputs: dict of 'train', 'validation' and 'eval' to input functions.
     flags: resolved flags.
     checkpoint: str or None, prefix of the newest one in the job directory.
-    classify: function that builds the network to export, see `use`.
     task: Task of this process in a cluster, or None.
+    classify: function that builds the network for --export-best, see `use`.
 
   Raises:
     SystemExit: status 0 or 130 if a signal ended training, a checkpoint having
       been saved; 3 if the loss was not finite; 1 if the disk is full.
   """
+  for name, default in GUARD_DEFAULTS.items():
+    vars(flags).setdefault(name, default)
   if task and task.type == 'evaluator':
-    _train_and_evaluate(make_classifier(task), inputs, flags, classify, task)
+    _evaluate_all_along(make_classifier(task), inputs, flags, classify, task,
+                        checkpoint)
     return
   if flags.mode != 'evaluate':
     step = cifar10_utils.checkpoint_step(checkpoint) if checkpoint else 0
@@ -180,6 +246,8 @@ def run(make_classifier, inputs, flags, checkpoint, classify, task=None):
     if flags.mode != 'evaluate':
       checkpoint = cifar10_utils.latest_checkpoint(flags.job_dir)
     _evaluate(make_classifier(None), inputs, flags, checkpoint)
+  if task:
+    cluster.leave(0)
 
 
 def _train(make_classifier, inputs, flags, checkpoint, classify, task):
@@ -195,7 +263,9 @@ def _train(make_classifier, inputs, flags, checkpoint, classify, task):
       if checkpoint and is_chief:  # the Estimator resumes from that on record
         checkpoints.make_latest(flags.job_dir, checkpoint)
       classifier = make_classifier(task)
-      guard = None if task else nan_guard.NanGuard()
+      # Calls of several steps save by a hook of their own.
+      alone = not task and flags.steps_per_call == 1
+      guard = nan_guard.NanGuard() if alone else None
       try:
         _train_once(classifier, inputs, flags, checkpoint, classify, task,
                     guard)
@@ -210,7 +280,7 @@ def _train(make_classifier, inputs, flags, checkpoint, classify, task):
                          restores, flags.max_restores, checkpoint,
                          flags.learning_rate)
   if stop_signals.received():
-    sys.exit(stop_signals.exit_status())
+    (cluster.leave if task else sys.exit)(stop_signals.exit_status())
 
 
 def _train_once(classifier, inputs, flags, checkpoint, classify, task, guard):
@@ -223,9 +293,13 @@ def _train_once(classifier, inputs, flags, checkpoint, classify, task, guard):
     tf.logging.info('The order of the data does not continue from step %d but '
                     'starts anew; with --seed, --resume-exact continues it',
                     step)
-  train_input = nan_guard.holding(functools.partial(
-      inputs['train'], skip=step if flags.resume_exact else 0))
-  hooks = [guard, _saver_hook(classifier.config)]
+  train_input = inputs['train']
+  if flags.resume_exact:
+    train_input = functools.partial(train_input, skip=step)
+  hooks = []
+  if guard:
+    train_input = nan_guard.holding(train_input)
+    hooks = [guard, _saver_hook(classifier.config)]
   if flags.mode == 'train':
     classifier.train(train_input, hooks=hooks, max_steps=flags.train_steps)
   else:
@@ -303,6 +377,23 @@ def _best_exporter(classify, flags):
   write_model = functools.partial(_export, classify, flags)
   return best.BestExporter(flags.job_dir,
                            write_model if flags.export_best else None)
+
+
+def _evaluate_all_along(classifier, inputs, flags, classify, task, checkpoint):
+  """The evaluator of a cluster: evaluates each checkpoint it finds."""
+  stop_signals.exit_on_sigterm()
+  if not checkpoint and 'ps' in task.jobs:  # a chief alone opens no port
+    cluster.wait_for_peers(task, flags)
+  while True:
+    try:
+      _train_and_evaluate(classifier, inputs, flags, classify, task)
+      return
+    except (tf.errors.NotFoundError, ValueError) as e:
+      if 'model.ckpt' not in str(e):
+        raise
+      tf.logging.info('A checkpoint was removed while it was being read, '
+                      'because newer ones have come: %s', e)
+      time.sleep(1)
 
 
 def _evaluation_hooks(classifier, flags, name=None):

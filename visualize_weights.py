@@ -12,7 +12,8 @@ names such as `conv2d_1` are a convention, no specification.
 import numpy as np
 
 import atomic_files
-import checkpoints
+import checkpoint_variables
+import cifar10_utils
 import pictures
 import usage
 from tf_compat import tf, use_graph_mode
@@ -87,7 +88,7 @@ def read_variable(checkpoint, name):
   Raises:
     UsageError: if there is no such variable.
   """
-  reader = tf.train.NewCheckpointReader(checkpoint)
+  reader = cifar10_utils.open_checkpoint(checkpoint, '--checkpoint')
   if not reader.has_tensor(name):
     raise UsageError('--variable %s is not in %s; --list-variables shows what '
                      'is' % (name, checkpoint))
@@ -103,17 +104,15 @@ def import_graph(checkpoint):
 
 
 def print_variables(checkpoint, which):
-  """Prints name, shape and parameters of GLOBAL or TRAINABLE variables."""
+  """Prints name, shape, type, parameters: GLOBAL or TRAINABLE variables."""
   if which == 'TRAINABLE':
     import_graph(checkpoint)
-    shapes = [(v.op.name, v.shape.as_list()) for v in tf.trainable_variables()]
+    rows = [(v.op.name, v.shape.as_list(), v.dtype.base_dtype.name)
+            for v in tf.trainable_variables()]
   else:
-    reader = tf.train.NewCheckpointReader(checkpoint)
-    shapes = sorted(reader.get_variable_to_shape_map().items())
-  for name, shape in shapes:
-    print('%-48s %-20s %10d' % (name, shape, np.prod(shape, dtype=np.int64)))
-  print('%-48s %-20s %10d' % ('total: %d variables' % len(shapes), '', sum(
-      np.prod(shape, dtype=np.int64) for _, shape in shapes)))
+    rows = checkpoint_variables.list_all(
+        cifar10_utils.open_checkpoint(checkpoint, '--checkpoint'))
+  checkpoint_variables.print_table(rows)
 
 
 def print_tensors(checkpoint):
@@ -128,23 +127,63 @@ def print_tensors(checkpoint):
 def fetch_tensor(checkpoint, name):
   """Runs the checkpoint's graph on its own input; returns one tensor's value.
 
+  Args:
+    checkpoint: str, prefix.
+    name: str, such as 'resnet/tower_0/Relu:0'; ':0' may be left out. That of a
+      variable gives its value.
+
+  Returns:
+    numpy array; maps are [N, H, W, C] in both data formats.
+
   Raises:
     UsageError: if there is no such tensor, or its input data are gone.
   """
   saver = import_graph(checkpoint)
+  graph = tf.get_default_graph()
+  variables = {v.name: v for v in tf.global_variables()}
   try:
-    tensor = tf.get_default_graph().get_tensor_by_name(name)
+    name = name if ':' in name else name + ':0'
+    tensor = graph.get_tensor_by_name(name)
   except (KeyError, ValueError):
     raise UsageError('--fetch %s is no tensor of %s; --list-tensors shows '
                      'them' % (name, checkpoint))
+  if tensor.dtype == tf.resource and name not in variables:
+    raise UsageError('--fetch %s is a handle, not numbers' % name)
   with tf.Session() as session:
     saver.restore(session, checkpoint)
     session.run(tf.local_variables_initializer())
     try:
-      return session.run(tensor)
+      value = session.run(variables.get(name, tensor))
     except tf.errors.OpError as e:
       raise UsageError('--fetch %s: the graph of %s cannot run: %s' %
                        (name, checkpoint, e.message.splitlines()[0]))
+  channels_first = any(op.type == 'Conv2D' and
+                       op.get_attr('data_format') == b'NCHW'
+                       for op in graph.get_operations())
+  if channels_first and value.ndim == 4 and name not in variables:
+    return value.transpose(0, 2, 3, 1)
+  return value
+
+
+def describe(value):
+  """Type, shape and range of a fetched value, in one line."""
+  text = '%s %s' % (value.dtype, list(value.shape))
+  if value.dtype.kind in 'biuf' and value.size:
+    text += ': min %.6g, mean %.6g, max %.6g' % (value.min(), value.mean(),
+                                                 value.max())
+  return text
+
+
+def maps_of_first_example(value):
+  """[H, W, 1, C], C grey pictures, from [N, H, W, C].
+
+  Raises:
+    UsageError: for other shapes or types.
+  """
+  if value.ndim != 4 or value.dtype.kind not in 'biuf' or not value.size:
+    raise UsageError('--fetch: %s %s is no batch of maps; --output wants '
+                     '[N, H, W, C]' % (value.dtype, list(value.shape)))
+  return value[0][:, :, np.newaxis]
 
 
 def write_grid(kernel, output, channel=None):
@@ -196,18 +235,16 @@ def build_parser():
 def main(checkpoint, variable, channel, output, list_variables, list_tensors,
          fetch):
   """Lists, fetches or draws; the arguments are the flags."""
-  checkpoint = checkpoints.find(checkpoint)
+  checkpoint = checkpoint_variables.find(checkpoint)
   if list_variables:
     print_variables(checkpoint, list_variables)
   elif list_tensors:
     print_tensors(checkpoint)
   elif fetch:
-    value = fetch_tensor(checkpoint, fetch)
-    print('%s %s %s: min %.6g, mean %.6g, max %.6g' % (
-        fetch, value.dtype, list(value.shape), value.min(), value.mean(),
-        value.max()))
-    if output:  # the first example's maps [H, W, C] as C grey pictures
-      write_grid(value[0][:, :, np.newaxis], output)
+    value = np.asarray(fetch_tensor(checkpoint, fetch))
+    print('%s %s' % (fetch, describe(value)))
+    if output:
+      write_grid(maps_of_first_example(value), output)
   elif output:
     write_grid(read_variable(checkpoint, variable), output, channel)
   else:

@@ -1,13 +1,14 @@
 """Examples/s side by side, as medians of alternating runs: `make bench`.
 
-  python benchmarks/bench.py [SECTION ...] [--rounds 5]
+  python benchmarks/bench.py [SECTION ...] [--rounds 3]
+  python benchmarks/bench.py --gpu
 
-Each case is a process that prints one JSON line. The cases of a section take
-turns, so that a machine that slows down slows all of them down; what counts are
-their ratios within one run. Prints a table per section and writes
-benchmarks/results.json. Peers and other TensorFlows run in environments of
-their own under .bench/, made when first needed, or in those named by
-`--python NAME=PATH`.
+Each case is a process that prints one JSON line of numbers. The cases of a
+section take turns, so that a machine that slows down slows all of them down;
+what counts are their ratios within one run. Prints a table per section and
+writes benchmarks/results.json after each. Peers and other TensorFlows run in
+environments of their own under .bench/, made when first needed, or in those
+named by `--python NAME=PATH`. All data and weights are random.
 """
 import argparse
 import collections
@@ -20,6 +21,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(HERE)
@@ -45,31 +47,128 @@ def peer(name, environment, script, *args):
   return Case(name, environment, os.path.join('peers', script), args, {})
 
 
-def training(num_layers):
+def training(num_layers, steps):
   """One network at batch 128: ours, then what people would pick instead."""
-  depth = ('--num-layers', str(num_layers))
+  depth = ('--num-layers', str(num_layers), '--steps', str(steps))
+  old = ('--num-layers', str(num_layers), '--steps', str(max(5, steps // 3)),
+         '--warmup', '3')
   return [
       ours('ours, TensorFlow 2.21', *depth),
-      ours('ours, without oneDNN', *depth, env={'TF_ENABLE_ONEDNN_OPTS': '0'}),
+      ours('ours, bfloat16', '--precision', 'bfloat16', *depth),
+      ours('ours, 5 steps per call', '--steps-per-call', '5', '--num-layers',
+           str(num_layers), '--steps', str(steps // 5), '--warmup', '2'),
+      ours('ours, without oneDNN', *old, env={'TF_ENABLE_ONEDNN_OPTS': '0'}),
       ours('ours, TensorFlow 2.15.1', *depth, environment='tf2.15'),
-      ours('ours, TensorFlow 1.15.5', *depth, environment='tf1.15'),
+      ours('ours, TensorFlow 1.15.5', *old, environment='tf1.15'),
       peer('Keras 3 fit', 'keras', 'keras_resnet.py', *depth),
       peer('PyTorch eager', 'torch', 'torch_resnet.py', *depth),
       peer('PyTorch compile', 'torch', 'torch_resnet.py', '--compile', *depth),
+      Case('matrix product', 'this', 'ceiling.py', depth[:2], {}),
   ]
 
 
-def summaries():
-  """What --summaries costs: 300 steps, of which three write summaries."""
-  return [ours('--summaries ' + kind, '--summaries', kind, '--num-layers', '20',
-               '--steps', '300') for kind in ('none', 'scalars', 'full')]
+def evaluation():
+  batch = ('--num-layers', '20', '--evaluate')
+  return [
+      ours('ours, TensorFlow 2.21', '--eval-batch-size', '128', *batch),
+      ours('ours, TensorFlow 1.15.5', '--eval-batch-size', '128', *batch,
+           environment='tf1.15'),
+      peer('Keras 3 evaluate', 'keras', 'keras_resnet.py', *batch),
+      peer('PyTorch eager', 'torch', 'torch_resnet.py', *batch),
+      peer('PyTorch compile', 'torch', 'torch_resnet.py', '--compile', *batch),
+  ]
 
 
+def input_alone():
+  def case(name, *args, **keywords):
+    return Case(name, keywords.get('environment', 'this'), 'input_alone.py',
+                args, {})
+  return [case('distortion'), case('no distortion', '--no-distortion'),
+          case('distortion, --seed', '--seed', '1'),
+          case('distortion, streaming', '--streaming'),
+          case('distortion, 1.15.5', environment='tf1.15')]
+
+
+def start():
+  """Seconds from the start of the process on; 45,000 + 15,000 records."""
+  return [ours('ResNet-%d' % depth, '--num-layers', str(depth), '--steps', '2',
+               '--warmup', '1') for depth in (20, 44, 110)] + [
+                   ours('ResNet-44, 1.15.5', '--steps', '2', '--warmup', '1',
+                        environment='tf1.15')]
+
+
+def overhead():
+  """What summaries and checkpoints cost: 300 steps of a ResNet-8."""
+  job = ('--num-layers', '8', '--steps', '300')
+  return [ours('--summaries ' + kind, '--summaries', kind, *job)
+          for kind in ('none', 'scalars', 'full')] + [
+              ours('a checkpoint every 100 steps', '--summaries', 'none',
+                   '--save-checkpoints-steps', '100', *job)]
+
+
+def batches():
+  return [ours('batch %d' % size, '--num-layers', '20', '--train-batch-size',
+               str(size), '--steps', str(max(6, 2560 // size)))
+          for size in (32, 64, 128, 256, 512)]
+
+
+def depths():
+  return [ours('ResNet-%d' % depth, '--num-layers', str(depth), '--steps',
+               str(max(6, 400 // depth)))
+          for depth in (8, 20, 32, 44, 56, 110)]
+
+
+def towers():
+  return [ours('%d towers' % count, '--num-layers', '20', '--virtual-devices',
+               str(count), '--steps', '12') for count in (1, 2, 4, 8)]
+
+
+def sizes():
+  """Synthetic data of its own for each case, made when it first runs."""
+  return [ours('%d examples' % size, '--num-layers', '8', '--steps', '150',
+               '--mode', 'train', '--data-dir', 'synthetic:%d' % size)
+          for size in (10000, 100000, 1000000)]
+
+
+# Section -> (its cases, what its table has beside examples/s, rounds at most).
 SECTIONS = collections.OrderedDict([
-    ('training, ResNet-20', lambda: training(20)),
-    ('training, ResNet-44', lambda: training(44)),
-    ('summaries, ResNet-20', summaries),
+    ('training, ResNet-20', (lambda: training(20, 30), [], None)),
+    ('training, ResNet-44', (lambda: training(44, 15), [], None)),
+    ('evaluation, ResNet-20', (evaluation, [], None)),
+    ('input alone', (input_alone, ['peak_megabytes'], None)),
+    ('start', (start, [
+        'to_imports_seconds', 'to_data_checked_seconds', 'to_graph_seconds',
+        'to_session_seconds', 'to_first_step_seconds', 'graph_nodes'], None)),
+    ('overhead, ResNet-8', (overhead, [], None)),
+    ('batch size, ResNet-20', (batches, ['step_milliseconds',
+                                         'peak_megabytes'], 2)),
+    ('depth', (depths, ['step_milliseconds', 'graph_nodes',
+                        'peak_megabytes'], 2)),
+    ('towers on virtual devices', (towers, ['graph_nodes',
+                                            'peak_megabytes'], 2)),
+    ('examples, ResNet-8', (sizes, ['to_data_checked_seconds',
+                                    'peak_megabytes'], 2)),
 ])
+
+
+def gpu_sections(visible):
+  """Layout, precision, XLA and steps per call, then more GPUs."""
+  job = ('--steps', '100', '--warmup', '20')
+
+  def case(*flags):
+    return ours(' '.join(flags), *(flags + job))
+
+  one = [case('--data-format', layout, '--precision', precision, *more)
+         for layout in ('channels_first', 'channels_last')
+         for precision in ('float32', 'bfloat16', 'float16')
+         for more in ((), ('--xla',), ('--steps-per-call', '10'))]
+  many = [case('--num-gpus', str(count), '--variable-strategy', where,
+               '--train-batch-size', str(128 * count))
+          for count in (1, 2, 4, 8) if count <= visible
+          for where in ('CPU', 'GPU')]
+  return collections.OrderedDict([
+      ('one GPU, ResNet-44', (lambda: one, ['peak_megabytes'], None)),
+      ('GPUs, ResNet-44', (lambda: many, [], None))])
 
 
 # ---- running -----------------------------------------------------------------
@@ -92,30 +191,67 @@ def find_python(environment, given):
   return python
 
 
-def run(case, python, data_dir):
+def make_data(folder, size):
+  """Makes synthetic records once; returns their folder."""
+  path = os.path.join(folder, str(size))
+  if not os.path.exists(path):
+    subprocess.check_call(
+        [sys.executable, os.path.join(ROOT, 'generate_cifar10_tfrecords.py'),
+         '--data-dir', path, '--source', 'synthetic',
+         '--synthetic-size', str(size), '--validation-size', '1000'],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+  return path
+
+
+def run(case, python, folder):
   """Runs a case once; returns the dict it printed."""
-  data = ['--data-dir', data_dir] if case.script == 'ours.py' else []
+  args = list(case.args)
+  if case.script in ('ours.py', 'input_alone.py'):
+    named = [i for i, arg in enumerate(args) if arg.startswith('synthetic:')]
+    if named:
+      args[named[0]] = make_data(folder, int(args[named[0]].split(':')[1]))
+    else:
+      args += ['--data-dir', os.path.join(folder, 'cifar10')]
   done = subprocess.run(
-      [python, os.path.join(HERE, case.script)] + list(case.args) + data,
+      [python, os.path.join(HERE, case.script)] + args,
       stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True,
-      env=dict(os.environ, **case.env))
+      timeout=900, env=dict(os.environ, BENCH_START=repr(time.time()),
+                            **case.env))
   if done.returncode:
     raise SystemExit('%s failed:\n%s' % (case.name, done.stderr[-2000:]))
   return json.loads(done.stdout.splitlines()[-1])
 
 
-def run_section(cases, rounds, given, data_dir):
-  """Runs the cases in turns; returns a list of rows."""
+def run_section(cases, rounds, given, folder):
+  """Runs the cases in turns; returns a row of medians for each."""
   pythons = [find_python(case.environment, given) for case in cases]
-  rates = [[] for _ in cases]
+  runs = [[] for _ in cases]
   for _ in range(rounds):
-    for case, python, values in zip(cases, pythons, rates):
-      values.append(run(case, python, data_dir)['examples_per_second'])
-  first = statistics.median(rates[0])
-  return [{'case': case.name, 'examples_per_second': statistics.median(values),
-           'lowest': min(values), 'highest': max(values),
-           'first_over_this': first / statistics.median(values)}
-          for case, values in zip(cases, rates)]
+    for case, python, done in zip(cases, pythons, runs):
+      done.append(run(case, python, folder))
+  rows = []
+  for case, done in zip(cases, runs):
+    row = {'case': case.name, 'version': done[0].get('version')}
+    for name, value in done[0].items():
+      if not isinstance(value, str):
+        row[name] = statistics.median(each[name] for each in done)
+    rates = [each['examples_per_second'] for each in done]
+    row.update(lowest=min(rates), highest=max(rates))
+    rows.append(row)
+  for row in rows:
+    row['first_over_this'] = (rows[0]['examples_per_second'] /
+                              row['examples_per_second'])
+  return rows
+
+
+def print_table(name, rows, columns, rounds):
+  print('\n%s: examples/s, median (lowest to highest) of %d; first / this%s' % (
+      name, rounds, ''.join('; ' + column for column in columns)))
+  for row in rows:
+    print('%-28s %7.0f (%.0f to %.0f)  %5.3f%s' % (
+        row['case'], row['examples_per_second'], row['lowest'], row['highest'],
+        row['first_over_this'], ''.join(
+            '  %.4g' % row[column] for column in columns)), flush=True)
 
 
 def cpu_model():
@@ -124,23 +260,34 @@ def cpu_model():
   return names[0] if names else platform.processor()
 
 
-def main(sections, rounds, python):
+def visible_gpus():
+  sys.path.insert(0, ROOT)
+  import cifar10_utils
+  return cifar10_utils.visible_gpus()
+
+
+def main(sections, rounds, python, gpu=False):
   """Runs the sections (all by default) and adds them to the results."""
   given = dict(item.split('=', 1) for item in python)
+  known = SECTIONS
+  if gpu:
+    known = gpu_sections(visible_gpus())
   results = {}
   if os.path.exists(RESULTS):
     with open(RESULTS) as f:
       results = json.load(f)
-  data_dir = tempfile.mkdtemp()
+  folder = tempfile.mkdtemp()
   try:
     subprocess.check_call(
         [sys.executable, os.path.join(ROOT, 'generate_cifar10_tfrecords.py'),
-         '--data-dir', data_dir, '--source', 'synthetic'],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    for name in sections or SECTIONS:
-      rows = run_section(SECTIONS[name](), rounds, given, data_dir)
+         '--data-dir', os.path.join(folder, 'cifar10'), '--source',
+         'synthetic'], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    for name in sections or known:
+      cases, columns, most = known[name]
+      times = min(rounds, most or rounds)
+      rows = run_section(cases(), times, given, folder)
       results[name] = {
-          'date': str(datetime.date.today()), 'rounds': rounds,
+          'date': str(datetime.date.today()), 'rounds': times,
           'cpu': '%s, %d cores' % (cpu_model(), len(os.sched_getaffinity(0))),
           'commit': subprocess.check_output(
               ['git', '-C', ROOT, 'rev-parse', '--short', 'HEAD'],
@@ -148,25 +295,25 @@ def main(sections, rounds, python):
           'command': 'python benchmarks/bench.py "%s" --rounds %d' % (name,
                                                                       rounds),
           'rows': rows}
-      print('\n%s, examples/s: median (lowest to highest) of %d, first / this'
-            % (name, rounds))
-      for row in rows:
-        print('%-26s %7.0f (%.0f to %.0f)  %5.3f' % (
-            row['case'], row['examples_per_second'], row['lowest'],
-            row['highest'], row['first_over_this']))
+      print_table(name, rows, columns, times)
       with open(RESULTS, 'w') as f:
         json.dump(results, f, indent=1)
         f.write('\n')
   finally:
-    shutil.rmtree(data_dir)
+    shutil.rmtree(folder)
 
 
 if __name__ == '__main__':
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('sections', nargs='*', metavar='SECTION',
                       help='of: %s (default: all)' % '; '.join(SECTIONS))
-  parser.add_argument('--rounds', type=int, default=5,
-                      help='runs of each case (default: 5)')
+  parser.add_argument('--rounds', type=int, default=3,
+                      help='runs of each case (default: 3)')
   parser.add_argument('--python', action='append', default=[],
                       metavar='NAME=PATH', help='an environment that is there')
-  main(**vars(parser.parse_args()))
+  parser.add_argument('--gpu', action='store_true',
+                      help='the sections for GPUs instead')
+  arguments = parser.parse_args()
+  if arguments.gpu and not visible_gpus():
+    parser.error('--gpu: TensorFlow sees no GPU here')
+  main(**vars(arguments))

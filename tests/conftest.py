@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 
+import inception_weights
 import numpy as np
 import pytest
 
@@ -27,6 +28,16 @@ def _fresh_graph():
 def golden():
   """Numbers of the 2017 code on TensorFlow 1.15.5, see golden/README.md."""
   return np.load(os.path.join(GOLDEN, 'golden.npz'))
+
+
+@pytest.fixture(scope='session')
+def inception_checkpoint(tmp_path_factory):
+  """Inception-ResNet-v2 with random weights: no logits mean anything."""
+  prefix = str(tmp_path_factory.mktemp('inception') / 'random.ckpt')
+  inception_weights.write_checkpoint(prefix, [
+      (name, inception_weights.golden_value(name, shape))
+      for name, shape in inception_weights.golden_shapes()])
+  return prefix
 
 
 @pytest.fixture(scope='session')
@@ -60,6 +71,11 @@ def run_command(script, *args, **kwargs):
       [str(a) for a in args],
       stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True,
       timeout=kwargs.pop('timeout', 240), **kwargs)
+
+
+def call(module, *args):
+  """Runs a command's `main` in this process, with the flags parsed."""
+  module.main(**vars(module.build_parser().parse_args([str(a) for a in args])))
 
 
 def error_lines(stderr):

@@ -9,6 +9,7 @@ is a crasher: it is written to tests/crashers/TARGET-SHA1, where
 tests/test_fuzz.py runs it ever after.
 """
 import argparse
+import functools
 import gzip
 import hashlib
 import io
@@ -30,8 +31,8 @@ sys.path.insert(0, ROOT)
 
 import cifar10  # noqa: E402
 import cifar10_archive  # noqa: E402
-import cluster  # noqa: E402
 import export  # noqa: E402
+import tf_config  # noqa: E402
 from tf_compat import tf, use_graph_mode  # noqa: E402
 from usage import UsageError  # noqa: E402
 
@@ -107,7 +108,8 @@ class Records(Target):
     else:
       self.path('x.tfrecords', data)
     if cifar10.count_records(path):
-      cifar10.check_file(path, 11)
+      cifar10.check_file(path, functools.partial(
+          cifar10.Cifar10DataSet(self.folder).check_example, num_classes=11))
 
 
 class Pickles(Target):
@@ -176,7 +178,7 @@ class TfConfigs(Target):
     yield b'[' * 2000
 
   def run(self, data):
-    cluster.parse_tf_config(data.decode('utf-8', 'surrogateescape'), '/x')
+    tf_config.parse_tf_config(data.decode('utf-8', 'surrogateescape'), '/x')
 
 
 class Pictures(Target):

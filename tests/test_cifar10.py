@@ -7,6 +7,7 @@ import pytest
 from conftest import serialize, write_records
 
 import cifar10
+import machine
 from cifar10 import Cifar10DataSet
 from tf_compat import tf
 from usage import UsageError
@@ -173,6 +174,14 @@ def test_shards_are_read_in_order(tmp_path):
     dataset.get_filenames()
 
 
+def test_the_folder_may_be_named_like_a_pattern(tmp_path):
+  folder = tmp_path / 'data[1] *'
+  folder.mkdir()
+  write_records(folder / 'eval-00000-of-00001.tfrecords',
+                [serialize(planes(0, 1, 2), 7)])
+  assert Cifar10DataSet(str(folder), 'eval').count_examples() == 1
+
+
 def test_two_layouts_at_once_are_refused(data_dir):
   write_records(os.path.join(data_dir, 'eval-00000-of-00001.tfrecords'), [])
   with pytest.raises(UsageError, match='both eval.tfrecords and eval-00000'):
@@ -231,3 +240,54 @@ def test_unfit_records_are_named(tmp_path, record, message):
 
 def test_good_records_are_counted(data_dir):
   assert Cifar10DataSet(data_dir, 'train').check_records(10) == 20
+
+
+def test_data_that_does_not_fit_in_memory_is_streamed(
+    data_dir, monkeypatch, caplog):
+  # A third of this holds five of the 20 records and what is kept beside each.
+  size = os.path.getsize(os.path.join(data_dir, 'train.tfrecords')) // 20 + 100
+  monkeypatch.setattr(machine, 'usable_memory', lambda: 3 * 5 * size + 3)
+  dataset = Cifar10DataSet(data_dir, 'train', use_distortion=False, seed=1)
+  with caplog.at_level('WARNING', logger='tensorflow'):
+    found = batches(dataset, 4, 5)
+  assert sorted(numbers(found)) == list(range(20))
+  assert numbers(found) != list(range(20))
+  assert 'would not fit into a third of the memory' in caplog.text
+  assert 'shuffled 5 at a time' in caplog.text
+
+
+def test_data_that_fits_is_read_from_disk_once(data_dir):
+  with tf.Graph().as_default(), tf.Session() as session:
+    image, _ = Cifar10DataSet(data_dir, 'train', seed=1).make_batch(20)
+    session.run(image)
+    os.remove(os.path.join(data_dir, 'train.tfrecords'))
+    for _ in range(5):
+      session.run(image)
+
+
+def test_pictures_can_stay_uint8_with_the_same_contents(data_dir):
+  pictures = [batches(Cifar10DataSet(data_dir, 'train', seed=1, uint8=uint8),
+                      4, 3) for uint8 in (True, False)]
+  for (small, _), (large, _) in zip(*pictures):
+    assert (small.dtype, large.dtype) == (np.uint8, np.float32)
+    np.testing.assert_array_equal(small, large)
+
+
+def test_an_overridden_preprocess_gets_floats_as_in_2017(data_dir):
+  class Shifted(Cifar10DataSet):
+    def preprocess(self, image):
+      assert image.dtype == tf.float32
+      return image - 0.5
+
+  (image, _), = batches(Shifted(data_dir, 'eval', uint8=True), 11)
+  np.testing.assert_array_equal(image[:, 0, 0, 0], np.arange(11) - 0.5)
+
+
+def test_several_batches_in_a_row_are_those_of_one_by_one(data_dir):
+  single = batches(Cifar10DataSet(data_dir, 'train', seed=1), 4, 6)
+  with tf.Graph().as_default(), tf.Session() as session:
+    several = session.run(
+        Cifar10DataSet(data_dir, 'train', seed=1).make_batch(4, steps=6))
+  for index in (0, 1):
+    np.testing.assert_array_equal(several[index],
+                                  [batch[index] for batch in single])

@@ -205,6 +205,12 @@ def test_a_memo_index_as_large_as_memory_is_refused(tmp_path):
   assert 'opcodes' in refusal(tmp_path, b'Nr\xff\xff\xff\x7f.')
 
 
+@pytest.mark.parametrize('opcode', [b'I', b'L', b'F', b'p', b'g', b'c'])
+def test_a_number_of_a_million_digits_is_refused_at_once(tmp_path, opcode):
+  data = b'(' + opcode + 10**6 * b'9' + b'\n.'
+  assert 'more than 1000 characters' in refusal(tmp_path, data)
+
+
 def test_too_many_opcodes_are_refused(tmp_path, monkeypatch):
   monkeypatch.setattr(cifar10_archive, 'MAX_PICKLE_OPCODES', 1000)
   assert '1000 opcodes' in refusal(tmp_path, b']' * 2000 + b'.')

@@ -219,6 +219,7 @@ def refused(capsys, *args):
     (['--data-format', 'NHWC'], "--data-format: invalid choice: 'NHWC'"),
     (['--mode', 'evaluate'], 'has no checkpoint; train first'),
     (['--sync'], '--sync'),
+    (['--job-dir', 'job[1]'], '--job-dir job[1]: expected a name without'),
     (['--num_gpus', 1], 'unrecognized arguments: --num_gpus'),
 ])
 def test_bad_flags_are_refused_in_one_line(capsys, digits_dir, tmp_path, args,

@@ -40,3 +40,16 @@ def test_sum_is_the_gradient_of_the_batch(vectorized):
   np.testing.assert_allclose(
       norms, np.sqrt(sum((e.reshape(4, -1)**2).sum(1) for e in each)),
       rtol=1e-4)
+
+
+@pytest.mark.parametrize('vectorized', [False, True])
+def test_a_variable_the_loss_does_not_need_has_a_zero_gradient(vectorized):
+  used = tf.get_variable('used', [2])
+  unused = tf.get_variable('unused', [3])
+  loss = tf.constant([1., 2.]) * tf.reduce_sum(used)
+  each = gradients.per_example_gradients(loss, [used, unused], vectorized)
+  with tf.Session() as session:
+    session.run(tf.global_variables_initializer())
+    each = session.run(each)
+  np.testing.assert_array_equal(each[0], [[1, 1], [2, 2]])
+  np.testing.assert_array_equal(each[1], np.zeros([2, 3]))

@@ -7,6 +7,7 @@ import pytest
 from conftest import GOLDEN
 
 import cifar10_main
+import cifar10_model
 import model_fn
 from tf_compat import estimator, tf
 
@@ -166,3 +167,55 @@ def test_evaluation_builds_no_optimizer_and_prediction_no_loss(golden):
     assert spec.loss is None
     assert spec.predictions['classes'].shape.as_list() == [5]
     assert spec.predictions['probabilities'].shape.as_list() == [5, 11]
+
+
+def test_averaging_and_decay_take_few_ops_however_many_variables(golden):
+  build(golden, towers=2)
+  types = [op.type for op in tf.get_default_graph().get_operations()]
+  # One per tower, for 23 trainable variables.
+  assert types.count('L2Loss') == 2
+  averaging = [op for op in tf.get_default_graph().get_operations()
+               if op.name.startswith('gradient_averaging')]
+  assert len([op for op in averaging if op.type == 'AddN']) == 1
+
+
+def test_a_variable_that_the_loss_does_not_use_only_decays(golden):
+  x = tf.get_variable('x', [2, 11], initializer=tf.zeros_initializer())
+  unused = tf.get_variable('unused', [3], initializer=tf.ones_initializer())
+  loss, gradvars, _ = model_fn.classify(
+      tf.identity(x), tf.constant([1, 2]), True, 0.5)
+  with tf.Session() as session:
+    session.run(tf.global_variables_initializer())
+    found = {v.op.name: session.run(g) for g, v in gradvars}
+    np.testing.assert_allclose(session.run(loss), np.log(11) + 0.5 * 1.5,
+                               rtol=1e-6)
+  np.testing.assert_allclose(found[unused.op.name], [0.5] * 3)
+  assert found['x'].shape == (2, 11)
+
+
+def test_the_scale_of_the_loss_leaves_loss_and_gradients_alone(golden):
+  x = tf.get_variable('x', [2, 11], initializer=tf.ones_initializer())
+  results = [model_fn.classify(x * 2., tf.constant([1, 2]), True, 0.5, scale)
+             for scale in (1, 1024)]
+  with tf.Session() as session:
+    session.run(tf.global_variables_initializer())
+    (loss, gradient), (scaled_loss, scaled_gradient) = [
+        session.run((loss, gradvars[0][0])) for loss, gradvars, _ in results]
+  assert loss == scaled_loss
+  # Powers of two change no digit of a float, but for the last sum.
+  np.testing.assert_allclose(gradient, scaled_gradient, rtol=1e-6)
+
+
+@pytest.mark.parametrize('precision, tolerance', [('bfloat16', 0.05),
+                                                  ('float16', 0.01)])
+def test_short_precision_trains_alike_on_the_same_variables(
+    golden, precision, tolerance):
+  if not cifar10_model.runs_precision('v1', 'channels_last', precision):
+    pytest.skip('this TensorFlow has no %s kernels here' % precision)
+  spec = build(golden, precision=precision)
+  assert {v.dtype.base_dtype for v in tf.global_variables()} == {
+      tf.float32, tf.int64}
+  with session_with(golden) as session:
+    losses = [session.run([spec.loss, spec.train_op])[0] for _ in range(3)]
+  # 8 or 11 bits of significand, through eight layers and three steps.
+  np.testing.assert_allclose(losses, golden['losses'], rtol=tolerance)

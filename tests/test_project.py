@@ -32,6 +32,22 @@ def test_every_module_is_installed():
       'setup', 'noxfile'}
 
 
+def test_data_and_job_directories_are_reached_through_tf_gfile_only():
+  # Downloads and what is made of them are in local folders.
+  local = {'generate_cifar10_tfrecords.py', 'cifar10_archive.py',
+           'atomic_files.py', 'extract_tf_slim.py', 'noxfile.py',
+           'setup.py'}
+  calls = re.compile(r'(?<![\w.])open\(|os\.path\.(exists|isdir|isfile)\(|'
+                     r'os\.(listdir|makedirs|mkdir|remove|rename|replace)\(|'
+                     r'shutil\.')
+  for path in glob.glob(os.path.join(ROOT, '*.py')):
+    if os.path.basename(path) not in local:
+      # The one picture of visualize_weights.py is a local file, too.
+      found = [line.strip() for line in read(path).splitlines()
+               if calls.search(line) and 'open(temporary' not in line]
+      assert not found, path
+
+
 def test_files_stay_short_enough_to_read():
   for path in glob.glob(os.path.join(ROOT, '*.py')):
     assert len(read(path).splitlines()) < 500, path

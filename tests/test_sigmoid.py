@@ -39,6 +39,14 @@ def test_closed_form(function, dtype, k):
 
 
 @BOTH
+def test_plain_numbers_and_arrays_are_taken(function):
+  with tf.Session() as session:
+    assert session.run(function(0.)) == np.float32(0.5)
+    array = session.run(function(np.zeros([2, 1]), 3.))
+  assert (array.dtype, array.tolist()) == (np.float64, [[0.5], [0.5]])
+
+
+@BOTH
 def test_slope_at_zero_is_a_quarter_of_k(function):
   for k in (1., 4., -3.):
     y, dx, dk = evaluate(function, np.zeros(1), k, np.float64)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from conftest import error_lines, run_command
 
+import cifar10_utils
 import pictures
 import visualize_weights
 from tf_compat import tf
@@ -127,6 +128,25 @@ def test_fetch_draws_the_maps_of_a_tensor_by_name(job_dir, tmp_path):
   assert decode(output.read_bytes()).shape == (3 * 136, 3 * 136, 1)
 
 
+def test_fetch_takes_variables_and_names_without_a_number(job_dir):
+  kernel = run(job_dir, '--fetch', 'resnet/conv2d/kernel').stdout
+  assert 'resnet/conv2d/kernel float32 [3, 3, 3, 16]: min -' in kernel
+  assert 'global_step:0 int64 []: min 2, mean 2, max 2' in run(
+      job_dir, '--fetch', 'global_step:0').stdout
+
+
+def test_maps_of_a_channels_first_net_are_turned(digits_dir, tmp_path):
+  if not cifar10_utils.runs_channels_first():
+    pytest.skip('this TensorFlow has no channels_first kernels on the CPU')
+  done = run_command(
+      'cifar10_main.py', '--data-dir', digits_dir, '--job-dir', tmp_path,
+      '--mode', 'train', '--num-layers', 8, '--train-steps', 1,
+      '--train-batch-size', 8, '--data-format', 'channels_first')
+  assert done.returncode == 0, done.stderr
+  done = run(tmp_path, '--fetch', 'resnet/tower_0/Relu:0')
+  assert 'float32 [8, 32, 32, 16]' in done.stdout, done.stderr
+
+
 def test_variables_and_tensors_are_listed(job_dir):
   trainable = run(job_dir, '--list-variables', 'TRAINABLE').stdout
   assert 'total: 23 variables' in trainable
@@ -145,6 +165,10 @@ def test_variables_and_tensors_are_listed(job_dir):
      'a kernel with 16 channels is no picture'),
     (['--channel', '9', '--output', 'x.png'], '--channel 9: expected 0 to 2'),
     (['--fetch', 'nope:0'], '--fetch nope:0 is no tensor of'),
+    (['--fetch', 'a:b:c'], '--fetch a:b:c is no tensor of'),
+    (['--fetch', 'loss', '--output', 'x.png'], 'float32 [] is no batch'),
+    (['--fetch', 'resnet/tower_0/fully_connected/dense/BiasAdd', '--output',
+      'x.png'], 'float32 [8, 11] is no batch of maps'),
     (['--output', '/nowhere/x.png'], '--output /nowhere/x.png cannot be')])
 def test_bad_input_is_one_line(job_dir, tmp_path, args, message):
   done = run_command('visualize_weights.py', '--checkpoint', job_dir, *args,
