@@ -102,8 +102,8 @@ class _Decoder(object):
 
 def _reason(error):
   """The part of an OpError that says what is wrong with the data."""
-  # 2.x puts lines about the graph before and after it.
-  lines = re.split(r'\s*\[\[\{\{node', error.message)[0].splitlines()
+  # TensorFlow puts lines about the graph before and after it.
+  lines = re.split(r'\s*\[\[(?:\{\{)?node', error.message)[0].splitlines()
   return lines[-1].rsplit('assertion failed: ', 1)[-1][:200] if lines else ''
 
 
