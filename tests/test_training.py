@@ -126,6 +126,7 @@ def test_a_signal_saves_a_checkpoint(digits_dir, tmp_path, number, status):
   assert steps_on_disk(tmp_path)[1] > 0
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_at_once(digits_dir, tmp_path):
   process = start(digits_dir, tmp_path, '--train-steps', 100000)
   wait_for(tmp_path, 'model.ckpt-0.index', process)
@@ -137,9 +138,10 @@ def test_a_second_signal_ends_at_once(digits_dir, tmp_path):
   assert process.returncode in (128 + signal.SIGINT, 128 + signal.SIGTERM)
 
 
+@pytest.mark.slow
 def test_a_signal_in_an_evaluation_ends_it(digits_dir, tmp_path):
   """It needs not be finished: its checkpoint is there."""
-  # Batches of one picture: about as long as a coffee.
+  # Batches of one picture take the longest.
   process = start(digits_dir, tmp_path, '--train-steps', 100000, '--mode',
                   'train_and_evaluate', '--eval-every-secs', 0,
                   '--save-checkpoints-steps', 3, '--eval-batch-size', 1)
@@ -213,6 +215,7 @@ def test_a_truncated_newest_checkpoint_gives_way_to_the_one_before(
   assert steps_on_disk(job)[-1] == 22
 
 
+@pytest.mark.slow
 def test_all_checkpoints_truncated_is_an_error(digits_dir, job):
   for name in os.listdir(job):
     if '.data' in name:
@@ -224,6 +227,7 @@ def test_all_checkpoints_truncated_is_an_error(digits_dir, job):
   assert sorted(os.listdir(job)) == before
 
 
+@pytest.mark.slow
 def test_a_damaged_state_file_is_no_obstacle(digits_dir, job):
   with open(os.path.join(job, 'checkpoint'), 'wb') as f:
     f.write(b'\xff\x00model')
@@ -234,6 +238,7 @@ def test_a_damaged_state_file_is_no_obstacle(digits_dir, job):
 # ---- two at once -------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_second_training_is_refused_until_the_first_is_dead(digits_dir,
                                                               tmp_path):
   process = start(digits_dir, tmp_path, '--train-steps', 100000,
@@ -306,6 +311,7 @@ def test_nan_stops_with_a_report_and_a_good_checkpoint(digits_dir, tmp_path):
   assert all(np.isfinite(v).all() for v in variables(tmp_path, newest).values())
 
 
+@pytest.mark.slow
 def test_restore_halves_the_rate_until_it_holds(digits_dir, tmp_path):
   done = train(digits_dir, tmp_path, '--train-steps', 40, '--learning-rate',
                '2e3', '--on-nan', 'restore', '--save-checkpoints-steps', 10,
@@ -317,6 +323,7 @@ def test_restore_halves_the_rate_until_it_holds(digits_dir, tmp_path):
   assert steps_on_disk(tmp_path)[-1] == 40
 
 
+@pytest.mark.slow
 def test_restores_are_counted(digits_dir, tmp_path):
   done = train(digits_dir, tmp_path, '--train-steps', 60, '--learning-rate',
                '1e9', '--on-nan', 'restore', '--max-restores', 1, status=3)
@@ -326,6 +333,7 @@ def test_restores_are_counted(digits_dir, tmp_path):
 # ---- the best ----------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_is_kept_and_exported(digits_dir, tmp_path):
   done = train(digits_dir, tmp_path, '--mode', 'train_and_evaluate',
                '--train-steps', 200, '--save-checkpoints-steps', 5,
