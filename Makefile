@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN = .venv/bin
 CIFAR10 = data/cifar-10-python.tar.gz data/cifar-10-batches-py
 
-.PHONY: setup demo test test-slow lint matrix bench bench-gpu
+.PHONY: setup demo test test-slow fuzz lint matrix bench bench-gpu
 
 setup: .venv/installed
 
@@ -38,6 +38,10 @@ test: setup
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
+
+# Writes what crashes to tests/crashers/, where the tests run it ever after.
+fuzz: setup
+	$(BIN)/python tests/fuzz.py --inputs 100000 2>fuzz.log
 
 lint: setup
 	$(BIN)/ruff check .

@@ -4,6 +4,7 @@ import fcntl
 import os
 import shutil
 
+from tf_compat import tf
 from usage import UsageError
 
 SUFFIX = '.unfinished'
@@ -69,16 +70,50 @@ def whole_files(paths, superseded=()):
 
 
 @contextlib.contextmanager
+def whole_gfile(path, flag):
+  """Yields a text file to write to, anywhere that tf.gfile knows.
+
+  It becomes `path` at the end; if the block raises, nothing has changed.
+
+  Args:
+    path: str.
+    flag: str, the flag to name in an error.
+
+  Raises:
+    UsageError: if the file cannot be written; before the block, where that is
+      known by then.
+  """
+  temporary = temporary_name(path)
+  try:
+    if tf.gfile.IsDirectory(path):
+      raise UsageError('%s %s is a folder; expected a file' % (flag, path))
+    try:
+      with tf.gfile.GFile(temporary, 'w') as f:
+        f.write('')  # creates the file
+        f.flush()
+        yield f
+      tf.gfile.Rename(temporary, path, overwrite=True)
+    finally:
+      if tf.gfile.Exists(temporary):
+        tf.gfile.Remove(temporary)
+  except tf.errors.OpError as e:
+    raise UsageError('%s %s cannot be written: %s' % (flag, path, e.message))
+
+
+@contextlib.contextmanager
 def locked(folder, flag):
   """Keeps a second process out of a folder; a dead owner holds no lock.
 
   Args:
-    folder: str, a local folder.
+    folder: str; one that is not on a local path, such as gs://, is not locked.
     flag: str, the flag to name in an error.
 
   Raises:
     UsageError: if another process holds the lock.
   """
+  if '://' in folder:
+    yield
+    return
   descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
   try:
     try:

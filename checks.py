@@ -7,14 +7,19 @@ import collections
 import os
 
 import checkpoint_variables
+import checkpoints
 import cifar10_model
 import cifar10_utils
-from cifar10 import Cifar10DataSet
+from cifar10 import SUBSETS, Cifar10DataSet
 from tf_compat import tf
 from usage import UsageError
 
 # The full pre-activation units diverge at the original's rate of 0.1.
 DEFAULT_LEARNING_RATE = {'v1': 0.1, 'v2': 0.05, 'bottleneck_v2': 0.05}
+
+# How an exported network is built, whatever it was trained on.
+SERVING = {'num_gpus': 0, 'virtual_devices': 0, 'variable_strategy': 'CPU',
+           'data_format': 'channels_last'}
 
 # Flag -> (lowest, highest allowed or None).
 RANGES = (
@@ -30,12 +35,40 @@ RANGES = (
     ('summary_steps', 1, None),
     ('steps_per_call', 1, None),
     ('keep_checkpoint_max', 0, None),
+    ('early_stop_evals', 1, None),
+    ('max_restores', 0, None),
     ('start_timeout_secs', 0, None),
     ('max_restarts', 0, None),
     ('weight_decay', 0, None),
     ('learning_rate', 0, None),
     ('seed', 0, 2**31 - 1),
 )
+
+
+def _trains(flags):
+  return flags.mode in ('train', 'train_and_evaluate')
+
+
+def require_folders(flags):
+  """Settles --data-dir and --job-dir, which not every mode needs."""
+  using = flags.mode in ('evaluate', 'predict', 'export')
+  if flags.job_dir is None and using and flags.checkpoint:
+    flags.job_dir = (flags.checkpoint if tf.gfile.IsDirectory(flags.checkpoint)
+                     else os.path.dirname(flags.checkpoint) or '.')
+  for name, needed in (('job_dir', True), ('data_dir', flags.mode not in (
+      'predict', 'export')), ('input', flags.mode == 'predict'),
+                       ('export_dir', flags.mode == 'export')):
+    if needed and not getattr(flags, name):
+      raise UsageError('--mode %s needs --%s' %
+                       (flags.mode, name.replace('_', '-')))
+  for name, modes in (('checkpoint', ('evaluate', 'predict', 'export')),
+                      ('report', ('evaluate',)), ('input', ('predict',)),
+                      ('export_dir', ('export',))):
+    _require(not getattr(flags, name) or flags.mode in modes, name,
+             getattr(flags, name), '--mode ' + ' or '.join(modes))
+  _require(flags.data_dir is None or not using or
+           tf.gfile.IsDirectory(flags.data_dir), 'data_dir', flags.data_dir,
+           'a folder')
 
 
 def resolve_flags(flags, num_workers=1):
@@ -45,6 +78,13 @@ def resolve_flags(flags, num_workers=1):
     flags: Namespace of all flags of cifar10_main.py; changed in place.
     num_workers: int, processes of the cluster that train.
   """
+  _require(not flags.resume_exact or flags.seed is not None, 'resume_exact',
+           'without --seed', 'a seed, which makes the order repeat')
+  for name, asked in (('resume_exact', flags.resume_exact),
+                      ('early_stop_evals', flags.early_stop_evals),
+                      ('on_nan', flags.on_nan == 'restore')):
+    _require(not asked or num_workers == 1, name, getattr(flags, name),
+             'no such flag in a cluster')
   resolve_training_flags(flags, num_workers)
   _require(0 <= flags.batch_norm_decay < 1, 'batch_norm_decay',
            flags.batch_norm_decay, 'a number in [0, 1)')
@@ -110,6 +150,8 @@ def _check_schedule(boundaries, factors):
 def _resolve_devices(flags):
   """Settles num_gpus and data_format; batches must divide by the towers."""
   visible = cifar10_utils.visible_gpus()
+  if flags.mode == 'export':  # what serves it may have no GPU
+    vars(flags).update(SERVING)
   if flags.num_gpus is None:
     # Differs from 2017: the default of 1 failed on a host without a GPU.
     flags.num_gpus = 0 if flags.virtual_devices else min(1, visible)
@@ -145,12 +187,14 @@ def count_checked_examples(flags, task=None, data_set=Cifar10DataSet):
   Returns:
     Ordered dict of subset to number of examples.
   """
+  if flags.mode in ('predict', 'export'):
+    return collections.OrderedDict()
   if not tf.gfile.IsDirectory(flags.data_dir):
     raise UsageError('--data-dir %s is not a folder; make the data with: '
                      'python generate_cifar10_tfrecords.py --data-dir %s' %
                      (flags.data_dir, flags.data_dir))
-  subsets = {'evaluate': ['eval'], 'train': ['train']}.get(
-      flags.mode, ['train', 'validation', 'eval'])
+  subsets = {'evaluate': [getattr(flags, 'subset', 'eval')],
+             'train': ['train']}.get(flags.mode, list(SUBSETS))
   if task:
     subsets = {'chief': [s for s in subsets if s != 'validation'],
                'worker': ['train'], 'evaluator': ['validation']}[task.type]
@@ -166,28 +210,36 @@ def count_checked_examples(flags, task=None, data_set=Cifar10DataSet):
 
 
 def find_matching_checkpoint(flags):
-  """Returns `find_checkpoint` if it fits the network that the flags describe.
+  """Returns the prefix of --checkpoint, or of the newest in the job directory.
+
+  Returns None where there is none and none is needed.
 
   Raises:
     UsageError: if it is of another network, or missing where one is needed.
   """
   checkpoint = find_checkpoint(flags)
+  where = '--checkpoint' if flags.checkpoint else '--job-dir'
   if checkpoint:
     cifar10_utils.check_checkpoint(checkpoint, cifar10_model.variable_shapes(
-        flags.num_layers, flags.block, flags.num_classes))
+        flags.num_layers, flags.block, flags.num_classes), where)
     cifar10_utils.check_block(checkpoint, cifar10_model.UNIT_SCOPES,
-                              flags.block)
+                              flags.block, where)
   return checkpoint
 
 
 def find_checkpoint(flags):
-  """Returns the prefix of the newest checkpoint in the job directory or None.
+  """Returns the prefix of --checkpoint, or of the newest in the job directory.
+
+  Returns None where there is none and none is needed.
 
   Raises:
-    UsageError: if it is missing where one is needed.
+    UsageError: if it is missing where one is needed, or cannot be read.
   """
-  checkpoint = cifar10_utils.latest_checkpoint(flags.job_dir)
-  if not checkpoint and flags.mode == 'evaluate':
+  if getattr(flags, 'checkpoint', None):
+    return checkpoints.find(flags.checkpoint)
+  checkpoint = checkpoints.newest_readable(flags.job_dir,
+                                           finite=_trains(flags))
+  if not checkpoint and not _trains(flags):
     raise UsageError('--job-dir %s has no checkpoint; train first, or name the '
                      'folder that has model.ckpt-*' % flags.job_dir)
   return checkpoint

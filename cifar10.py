@@ -30,7 +30,7 @@ class Cifar10DataSet(object):
   """One subset of CIFAR-10 on disk: one TFRecord file, or its shards."""
 
   def __init__(self, data_dir, subset='train', use_distortion=True, seed=None,
-               num_workers=1, worker_index=0, uint8=False):
+               num_workers=1, worker_index=0, uint8=False, once=False):
     """Names the data; nothing is read yet.
 
     Args:
@@ -42,9 +42,11 @@ class Cifar10DataSet(object):
       worker_index: int in [0, num_workers).
       uint8: bool; `make_batch` leaves the pictures uint8, a quarter of the
         bytes on their way to a device, unless `preprocess` made them floats.
+      once: bool; read 'train' too in order, each example once, undistorted.
     """
     self.data_dir = data_dir
     self.subset = subset
+    self.training = subset == 'train' and not once
     self.use_distortion = use_distortion
     self.seed = seed
     self.num_workers = num_workers
@@ -92,13 +94,14 @@ class Cifar10DataSet(object):
 
     Returns:
       image: float32 [32, 32, 3] or [N, 32, 32, 3] in [0, 255].
-      label: int32 [] or [N].
+      label: int32 [] or [N]; -1 where there is none, as in records to predict
+        (`check_records` wants one).
     """
     one = serialized_example.shape.ndims == 0
     parse = tf.parse_single_example if one else tf.parse_example
     features = parse(serialized_example, {
         'image': tf.FixedLenFeature([], tf.string),
-        'label': tf.FixedLenFeature([], tf.int64),
+        'label': tf.FixedLenFeature([], tf.int64, default_value=-1),
     })
     planes = tf.decode_raw(features['image'], tf.uint8)
     planes.set_shape(serialized_example.shape.concatenate(
@@ -117,7 +120,7 @@ class Cifar10DataSet(object):
     Differs from 2017: in `make_batch` the pictures are uint8 still, because
     they move in a quarter of the time; what a subclass overrides gets float32.
     """
-    if self.subset == 'train' and self.use_distortion:
+    if self.training and self.use_distortion:
       image = random_crop_and_flip(image, 4, self.seed)
     return image
 
@@ -128,8 +131,11 @@ class Cifar10DataSet(object):
     self._batch_is_uint8 = False
     return parsed
 
-  def make_batch(self, batch_size, steps=1):
+  def make_batch(self, batch_size, steps=1, skip=0):
     """Returns the next batch: image float32 [N, 32, 32, 3], label int32 [N].
+
+    The first `skip` batches are made and dropped: with a seed, what follows is
+    what would have followed them, distortions too.
 
     'train' goes on for ever with N = `batch_size`; the other subsets end after
     each example was read once, the last batch being smaller where it must.
@@ -137,8 +143,9 @@ class Cifar10DataSet(object):
     Args:
       batch_size: int.
       steps: int; more than 1 gives as many batches in a row, [steps, N, ...].
+      skip: int, batches to drop at the start.
     """
-    training = self.subset == 'train'
+    training = self.training
     dataset = tf.data.TFRecordDataset(self.get_filenames())
     if training:
       # Differs from 2017: what is cached are the records (uint8, 3 KiB each);
@@ -155,6 +162,7 @@ class Cifar10DataSet(object):
     dataset = dataset.batch(batch_size, drop_remainder=training)
     dataset = dataset.map(self._parse_batch, num_parallel_calls=(
         tf.data.experimental.AUTOTUNE if self.seed is None else None))
+    dataset = dataset.skip(skip)
     if steps > 1:
       dataset = dataset.batch(steps, drop_remainder=True)
     dataset = dataset.prefetch(2)
@@ -224,11 +232,7 @@ class Cifar10DataSet(object):
 
   def check_example(self, example, num_classes):
     """Raises ValueError unless there is one image and one label in range."""
-    image = example.features.feature['image'].bytes_list.value
-    expected = DEPTH * HEIGHT * WIDTH
-    if len(image) != 1 or len(image[0]) != expected:
-      raise UsageError('has an image of %d bytes; expected %d' %
-                       (sum(len(i) for i in image), expected))
+    _check_image(example)
     check_label(example, num_classes)
 
 
@@ -238,14 +242,22 @@ def class_names(data_dir, num_classes):
   They are the lines of `classes.txt` in the data directory if it is there, else
   CIFAR-10's; classes beyond them are called 'class 10' and so on.
   """
-  path = os.path.join(data_dir, 'classes.txt')
-  names = CLASS_NAMES
-  if tf.gfile.Exists(path):
-    with tf.gfile.GFile(path) as f:
-      names = f.read().split('\n')
-  names = [name.strip() for name in names if name.strip()]
+  names = _named_classes(data_dir)
   return (names + ['class %d' % i for i in range(len(names), num_classes)])[
       :num_classes]
+
+
+def count_named_classes(data_dir):
+  """Number of classes that have a name; logits beyond them are spare."""
+  return len(_named_classes(data_dir))
+
+
+def _named_classes(data_dir):
+  path = os.path.join(data_dir or '', 'classes.txt')
+  if data_dir is None or not tf.gfile.Exists(path):
+    return CLASS_NAMES
+  with tf.gfile.GFile(path) as f:
+    return [name.strip() for name in f.read().split('\n') if name.strip()]
 
 
 def random_crop_and_flip(image, margin, seed=None):
@@ -310,26 +322,61 @@ def check_file(filename, check_example):
   Raises:
     ValueError: naming file and record number.
   """
-  count = 0
+  return sum(1 for _ in read_examples(filename, check_example))
+
+
+def read_examples(filename, check_example):
+  """Yields (record bytes, what `check_example` returns) of a file.
+
+  Raises:
+    ValueError: naming file and record number, for a corrupt record or one that
+      does not have one picture and at most one label.
+  """
   example = tf.train.Example()
+  count = 0
   try:
     for record in read_records(filename):
       example.ParseFromString(record)
-      check_example(example)
+      yield record, check_example(example)
       count += 1
+    return
   except tf.errors.DataLossError:
     problem = 'is corrupt, or this is not a TFRecord file'
-  except ValueError as e:
+  except UsageError as e:
     problem = str(e)
   except Exception as e:
     # Each protobuf release has a DecodeError of its own.
     if type(e).__name__ != 'DecodeError':
       raise
     problem = 'is not a tf.train.Example'
-  else:
-    return count
-  raise UsageError('%s: record %d (counted from 0) %s' %
-                   (filename, count, problem))
+  raise _bad_record(filename, count, problem)
+
+
+def _bad_record(filename, index, problem):
+  return UsageError('%s: record %d (counted from 0) %s' %
+                    (filename, index, problem))
+
+
+def picture_label(example):
+  """Returns the label of a picture to predict, or None where there is none.
+
+  Raises:
+    ValueError: unless there is one image and at most one label.
+  """
+  _check_image(example)
+  label = example.features.feature['label']
+  if (label.WhichOneof('kind') not in ('int64_list', None) or
+      len(label.int64_list.value) > 1):
+    raise UsageError('has a label that is not one integer')
+  return label.int64_list.value[0] if label.int64_list.value else None
+
+
+def _check_image(example):
+  image = example.features.feature['image'].bytes_list.value
+  expected = DEPTH * HEIGHT * WIDTH
+  if len(image) != 1 or len(image[0]) != expected:
+    raise UsageError('has an image of %d bytes; expected %d' %
+                     (sum(len(i) for i in image), expected))
 
 
 def check_label(example, num_classes):

@@ -6,9 +6,11 @@ Reproduces arXiv 1512.03385, section 4.2, on one CPU or several GPUs: one tower
 per device, variables shared, gradients averaged.
 """
 import argparse
+import contextlib
 import functools
 import sys
 
+import atomic_files
 import checks
 import cifar10
 import cifar10_model
@@ -25,7 +27,7 @@ from tf_compat import estimator, tf, use_graph_mode
 
 def input_fn(data_dir, subset, num_shards, batch_size,
              use_distortion_for_training=True, seed=None, num_workers=1,
-             worker_index=0, steps=1, devices=()):
+             worker_index=0, steps=1, devices=(), once=False, skip=0):
   """Reads a batch and splits it over the towers.
 
   Args:
@@ -40,6 +42,8 @@ def input_fn(data_dir, subset, num_shards, batch_size,
     steps: int; more than 1 gives as many batches in a row, [steps, N, ...].
     devices: list of str, where each tower's pictures, uint8 until there,
       become floats; the CPU if it is empty.
+    once: bool; read 'train' too in order, each example once, undistorted.
+    skip: int, batches to drop at the start.
 
   Returns:
     Two lists of `num_shards` tensors: images float32 [N, 32, 32, 3] in
@@ -48,9 +52,9 @@ def input_fn(data_dir, subset, num_shards, batch_size,
   with tf.device('/cpu:0'), tf.name_scope('input'):
     dataset = cifar10.Cifar10DataSet(
         data_dir, subset, subset == 'train' and use_distortion_for_training,
-        seed, num_workers, worker_index, uint8=True)
+        seed, num_workers, worker_index, uint8=True, once=once)
     images, labels = training.split_batch(dataset, num_shards, batch_size,
-                                          steps)
+                                          steps, skip)
     for i, image in enumerate(images):
       with tf.device(devices[i] if devices else '/cpu:0'):
         images[i] = tf.cast(image, tf.float32)
@@ -65,7 +69,7 @@ def build_parser():
   parser = usage.ArgumentParser(
       description=__doc__.splitlines()[0],
       formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-  training.add_flags(parser)
+  training.add_flags(parser, required=False)  # see checks.require_folders
   add = parser.add_argument
   add('--num-layers', type=int, default=44,
       help='6n + 2; 9n + 2 with --block bottleneck_v2')
@@ -78,7 +82,8 @@ def build_parser():
   add('--batch-norm-epsilon', type=float, default=1e-5, help='above 0')
 
   group = parser.add_argument_group('since 2017')
-  training.add_new_flags(group)
+  training.add_new_flags(group, training.MODES + training.USING_MODES)
+  training.add_guard_flags(group)
   add = group.add_argument
   add('--block', choices=sorted(cifar10_model.LAYERS_PER_UNIT), default='v1',
       help='residual unit')
@@ -88,6 +93,9 @@ def build_parser():
       'statistics are float32 always')
   add('--visualize-activations', action='store_true',
       help='pictures of the intermediate outputs, one grid per layer')
+
+  training.add_use_flags(parser.add_argument_group(
+      'evaluate, predict and export'))
 
   add = parser.add_argument_group('cluster (see TF_CONFIG)').add_argument
   add('--num-workers', type=int,
@@ -104,7 +112,7 @@ def build_parser():
   return parser
 
 
-def main(job_dir, data_dir, num_gpus=None, variable_strategy='CPU',
+def main(job_dir=None, data_dir=None, num_gpus=None, variable_strategy='CPU',
          use_distortion_for_training=True, log_device_placement=False,
          num_intra_threads=0, **hparams):
   """Runs one mode; the arguments are the flags, those left out the defaults.
@@ -113,33 +121,45 @@ def main(job_dir, data_dir, num_gpus=None, variable_strategy='CPU',
     UsageError: for input that a user can mend, before anything is written.
     SystemExit: with the status of a cluster or after a signal.
   """
-  flags = build_parser().parse_args(
-      ['--job-dir', job_dir, '--data-dir', data_dir])
+  flags = build_parser().parse_args([])
   vars(flags).update(
-      hparams, num_gpus=num_gpus, variable_strategy=variable_strategy,
+      hparams, job_dir=job_dir, data_dir=data_dir, num_gpus=num_gpus,
+      variable_strategy=variable_strategy,
       use_distortion_for_training=use_distortion_for_training,
       log_device_placement=log_device_placement,
       num_intra_threads=num_intra_threads)
+  checks.require_folders(flags)
   if flags.local_cluster:
     checks.resolve_flags(flags, 1 + flags.local_cluster.get('worker', 0))
     checks.count_checked_examples(flags)
     sys.exit(local_cluster.run(flags.local_cluster, flags.max_restarts))
-  task = cluster.read_task(flags) if flags.mode != 'evaluate' else None
+  trains = flags.mode in ('train', 'train_and_evaluate')
+  task = cluster.read_task(flags) if trains else None
   checks.resolve_flags(flags, task.num_workers if task else 1)
   if task and task.type == 'ps':
     cluster.serve_parameters(task, flags)
     return
   examples = checks.count_checked_examples(flags, task)
   flags.num_examples = examples.get('train')
-  checkpoint = checks.find_matching_checkpoint(flags)
-  warm_start = checks.find_resnet_warm_start(flags, checkpoint)
-  if not task or task.is_chief:
-    checks.make_job_dir(flags.job_dir)
-  cifar10_utils.log_configuration(
-      flags, '%d layers, block %s' % (flags.num_layers, flags.block), examples,
-      task)
-  training.run(functools.partial(_classifier, flags, warm_start),
-               _inputs(flags, task), flags, checkpoint, task)
+  classify = functools.partial(_classify, flags)
+  if flags.mode in ('predict', 'export'):
+    training.use(classify, flags, checks.find_matching_checkpoint(flags))
+    return
+  # Twice, so that nothing is written for what is refused, and again when no
+  # other process can write any more.
+  warm_start = checks.find_resnet_warm_start(
+      flags, checks.find_matching_checkpoint(flags))
+  with contextlib.ExitStack() as stack:
+    if not task or task.is_chief:
+      checks.make_job_dir(flags.job_dir)
+      if trains:
+        stack.enter_context(atomic_files.locked(flags.job_dir, '--job-dir'))
+    checkpoint = checks.find_matching_checkpoint(flags)
+    cifar10_utils.log_configuration(
+        flags, '%d layers, block %s' % (flags.num_layers, flags.block),
+        examples, task)
+    training.run(functools.partial(_classifier, flags, warm_start),
+                 _inputs(flags, task), flags, checkpoint, task, classify)
 
 
 def _classifier(flags, warm_start, task):
@@ -152,18 +172,39 @@ def _classifier(flags, warm_start, task):
       warm_start_from=warm_start)
 
 
+def _classify(flags, images):
+  """Builds the network for inference.
+
+  Args:
+    flags: resolved flags.
+    images: float32 [N, 32, 32, 3], preprocessed.
+
+  Returns:
+    Dict of classes, int64 [N], and probabilities, float32 [N, num_classes].
+  """
+  if flags.mode != 'predict':
+    flags = argparse.Namespace(**dict(vars(flags), **checks.SERVING))
+  model_fn = get_model_fn(flags.num_gpus, flags.variable_strategy, 1,
+                          flags.virtual_devices)
+  return model_fn([images], None, estimator.ModeKeys.PREDICT,
+                  flags).predictions
+
+
 def _inputs(flags, task):
   """Dict of subset to input_fn without arguments, as the Estimator wants it."""
   shard = (task.num_workers, task.worker_index) if task else (1, 0)
   towers = flags.virtual_devices or flags.num_gpus
   devices = cifar10_utils.tower_devices(flags.num_gpus, flags.virtual_devices)
 
-  def reader(subset, batch_size, *shard_and_steps):
+  def reader(subset, batch_size, *shard_and_steps, **kwargs):
     return functools.partial(
         input_fn, flags.data_dir, subset, towers, batch_size,
         flags.use_distortion_for_training, flags.seed, *shard_and_steps,
-        devices=devices)
+        devices=devices, **kwargs)
 
+  if flags.mode == 'evaluate':
+    return {flags.subset: reader(flags.subset, flags.eval_batch_size,
+                                 once=True)}
   return {'train': reader('train', flags.train_batch_size, *shard,
                           flags.steps_per_call),
           'validation': reader('validation', flags.eval_batch_size),

@@ -116,8 +116,8 @@ class LocalCluster(object):
     status = returncode if returncode >= 0 else 128 - returncode
     if not status or self._signals:
       return status
-    # Status 2 is an error in the flags, which a restart does not mend.
-    if status != 2 and self._restarts_left:
+    # A restart mends neither an error in the flags (2) nor a NaN (3).
+    if status not in (2, 3) and self._restarts_left:
       self._restarts_left -= 1
       print('[%s %d] died with status %d; restarts left after this one: %d' %
             (task + (status, self._restarts_left)), file=sys.stderr)

@@ -10,11 +10,12 @@ setup(
     description='ResNet on CIFAR-10 with the TensorFlow Estimator',
     python_requires='>=3.7, !=3.8.*, <3.14',
     py_modules=[
-        'atomic_files', 'checkpoint_variables', 'checks', 'cifar10',
-        'cifar10_archive', 'cifar10_main', 'cifar10_model', 'cifar10_utils',
-        'cluster', 'custom_sigmoid', 'extract_tf_slim', 'features',
-        'generate_cifar10_tfrecords', 'gradients', 'inception_resnet_v2',
-        'local_cluster', 'machine', 'model_base', 'model_fn', 'pictures',
+        'atomic_files', 'best', 'checkpoint_variables', 'checkpoints', 'checks',
+        'cifar10', 'cifar10_archive', 'cifar10_main', 'cifar10_model',
+        'cifar10_utils', 'cluster', 'custom_sigmoid', 'export',
+        'extract_tf_slim', 'features', 'generate_cifar10_tfrecords',
+        'gradients', 'inception_resnet_v2', 'local_cluster', 'machine',
+        'model_base', 'model_fn', 'nan_guard', 'pictures', 'predict', 'report',
         'serving', 'sigmoid', 'step_loop', 'stop_signals', 'summaries',
         'tf_compat', 'tf_config', 'training', 'transfer', 'usage',
         'visualize_weights',
@@ -34,7 +35,7 @@ setup(
     extras_require={
         'demo': ['scikit-learn'],
         # Playwright drives a browser that is there; without it that test skips.
-        'test': ['pytest >=7', 'scikit-learn', 'pyyaml',
+        'test': ['pytest >=7', 'hypothesis', 'scikit-learn', 'pyyaml',
                  'playwright' + NEW_PYTHON],
         'dev': ['nox', 'ruff'],
         'gpu': ['tensorflow[and-cuda] >=2.15, <2.22, !=2.20.*' + NEW_PYTHON],

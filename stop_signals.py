@@ -69,3 +69,14 @@ class StopHook(tf.train.SessionRunHook):
     if received():
       tf.logging.info('Stopping: saving a checkpoint first')
       run_context.request_stop()
+
+
+class EndEvaluationHook(tf.train.SessionRunHook):
+  """Ends an evaluation in the middle of training at once.
+
+  Nothing is lost: the checkpoint that it evaluates was saved just before.
+  """
+
+  def after_run(self, run_context, run_values):
+    if received():
+      raise SystemExit(exit_status())

@@ -82,18 +82,6 @@ class KernelsHook(tf.train.SummarySaverHook):
 # ---- the command -------------------------------------------------------------
 
 
-def find_checkpoint(path):
-  """Prefix of a checkpoint, from itself or from a job directory."""
-  if tf.gfile.IsDirectory(path):
-    prefix = cifar10_utils.latest_checkpoint(path)
-    if prefix:
-      return prefix
-  elif tf.train.checkpoint_exists(path):
-    return path
-  raise UsageError('--checkpoint %s: expected a job directory with a '
-                   'checkpoint, or a prefix such as model.ckpt-600' % path)
-
-
 def read_variable(checkpoint, name):
   """The value of a variable in a checkpoint.
 
@@ -247,7 +235,7 @@ def build_parser():
 def main(checkpoint, variable, channel, output, list_variables, list_tensors,
          fetch):
   """Lists, fetches or draws; the arguments are the flags."""
-  checkpoint = find_checkpoint(checkpoint)
+  checkpoint = checkpoint_variables.find(checkpoint)
   if list_variables:
     print_variables(checkpoint, list_variables)
   elif list_tensors:

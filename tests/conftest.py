@@ -7,7 +7,9 @@ import inception_weights
 import numpy as np
 import pytest
 
+import cifar10_main
 import generate_cifar10_tfrecords
+import usage
 from tf_compat import tf, use_graph_mode
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -80,3 +82,43 @@ def error_lines(stderr):
   """Lines of standard error that are not TensorFlow's start-up notices."""
   return [line for line in stderr.splitlines() if ': error: ' in line or
           'Traceback' in line]
+
+
+def run_main(*args):
+  """Runs cifar10_main.py in this process, on the small golden network."""
+  usage.run(cifar10_main.build_parser(), cifar10_main.main,
+            ['--num-layers', '8'] + [str(a) for a in args])
+
+
+def refused_main(capsys, *args):
+  """The one line on standard error of a command that must be refused."""
+  with pytest.raises(SystemExit) as stop:
+    run_main(*args)
+  assert stop.value.code == 2
+  error = capsys.readouterr().err.splitlines()
+  assert len([line for line in error if ': error: ' in line]) == 1, error
+  return error[-1]
+
+
+def golden_probabilities(golden):
+  """float64 [8, 11], from the logits that the 2017 code gave."""
+  exp = np.exp(golden['eval_logits'].astype(np.float64))
+  return exp / exp.sum(1, keepdims=True)
+
+
+def write_golden_records(path, golden, labels=True):
+  records = []
+  for image, label in zip(golden['images'], golden['labels']):
+    example = tf.train.Example.FromString(
+        serialize(image.transpose(2, 0, 1), int(label)))
+    if not labels:
+      del example.features.feature['label']
+    records.append(example.SerializeToString())
+  write_records(path, records)
+
+
+def encode(picture, jpeg=False):
+  """PNG or JPEG bytes of a uint8 or uint16 [H, W, channels]."""
+  with tf.Graph().as_default(), tf.Session() as session:
+    return session.run((tf.image.encode_jpeg if jpeg else tf.image.encode_png)(
+        tf.constant(picture)))
