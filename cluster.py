@@ -13,6 +13,7 @@ import threading
 import time
 
 import cifar10_utils
+import nan_guard
 import stop_signals
 from tf_compat import set_recovery_wait_secs, tf
 from tf_config import parse_tf_config
@@ -307,8 +308,11 @@ def train(classifier, input_fn, task, flags):
   wait_for_peers(task, flags)
   set_recovery_wait_secs(RECOVERY_WAIT_SECS)
   # The chief says when it is over: it saves the last checkpoint.
-  classifier.train(input_fn, hooks=[ReplicaHook(task, flags)],
-                   max_steps=flags.train_steps if task.is_chief else None)
+  classifier.train(
+      input_fn, hooks=[ReplicaHook(task, flags)],
+      max_steps=flags.train_steps if task.is_chief else None,
+      saving_listeners=(
+          [nan_guard.FiniteCheckpoints()] if task.is_chief else None))
 
 
 # ---- the end -----------------------------------------------------------------

@@ -9,71 +9,14 @@ Three signatures on one set of weights, all with the outputs `classes`, int64
 
 The names of the classes are the lines of `assets/classes.txt`.
 """
+import contextlib
 import os
 
 import atomic_files
+import pictures
 from cifar10 import DEPTH, HEIGHT, WIDTH
 from tf_compat import tf
 from usage import UsageError
-
-PNG_SIGNATURE = b'\x89PNG\r\n\x1a\n'
-JPEG_SIGNATURE = b'\xff\xd8\xff'
-# A PNG of 50 KB can ask for gigabytes. This many take 150 MB, and twice that
-# again in a progressive JPEG.
-MAX_PIXELS = 50 * 10**6
-
-
-def decode_picture(contents, height=HEIGHT, width=WIDTH):
-  """Decodes a picture of any size and kind, and averages it down.
-
-  Grey becomes RGB, 16 bits become 8, transparency is ignored. The size is read
-  from the header and checked before anything is decoded.
-
-  Args:
-    contents: string [], PNG or JPEG.
-    height, width: int, of the result.
-
-  Returns:
-    float32 [height, width, 3] in [0, 255].
-
-  Raises (when run):
-    InvalidArgumentError: for anything else, and above MAX_PIXELS.
-  """
-  is_png = tf.equal(tf.strings.substr(contents, 0, len(PNG_SIGNATURE)),
-                    PNG_SIGNATURE)
-  is_jpeg = tf.equal(tf.strings.substr(contents, 0, len(JPEG_SIGNATURE)),
-                     JPEG_SIGNATURE)
-  with tf.control_dependencies([tf.Assert(
-      tf.logical_or(is_png, is_jpeg), ['neither PNG nor JPEG'])]):
-    contents = tf.identity(contents)
-  size = tf.cast(tf.cond(
-      is_png, lambda: _png_size(contents),
-      lambda: tf.image.extract_jpeg_shape(contents)[:2]), tf.int64)
-  fits = tf.logical_and(tf.reduce_all(size > 0),
-                        tf.reduce_prod(size) <= MAX_PIXELS)
-  with tf.control_dependencies([tf.Assert(
-      fits, ['its header asks for too many pixels:', size])]):
-    picture = tf.image.decode_png(contents, channels=DEPTH)  # or JPEG
-  # Averaging areas: a large picture must not be sampled at 32x32 points.
-  # Rounded to what a file holds, because sums in float32 can exceed 255.
-  return tf.round(tf.image.resize_images(picture, [height, width],
-                                         tf.image.ResizeMethod.AREA))
-
-
-def _png_size(contents):
-  """int32 [2], as the header, which is always the first chunk, has it."""
-  # A short file has size 0: an op that fails puts its input into the message,
-  # which must be text.
-  start = tf.strings.join([tf.strings.substr(contents, 0, 24), 24 * b'\0'])
-  return tf.decode_raw(tf.strings.substr(start, 16, 8), tf.int32,
-                       little_endian=False)
-
-
-def decode_pictures(contents, height=HEIGHT, width=WIDTH):
-  """string [N] -> float32 [N, height, width, 3]; see `decode_picture`."""
-  return tf.map_fn(lambda c: decode_picture(c, height, width), contents,
-                   dtype=tf.float32,
-                   parallel_iterations=1)  # one picture in memory at a time
 
 
 def restore(session, checkpoint):
@@ -111,7 +54,7 @@ def build_signatures(classify, dataset):
     examples = tf.placeholder(tf.string, [None], 'examples')
     inputs = [
         ('serving_default', 'image_bytes', contents,
-         dataset.preprocess(decode_pictures(contents))),
+         dataset.preprocess(pictures.decode_pictures(contents))),
         ('images', 'images', images, dataset.preprocess(images)),
         ('examples', 'examples', examples, dataset.parser(examples)[0])]
   signatures = {}
@@ -122,7 +65,7 @@ def build_signatures(classify, dataset):
 
 
 def write(export_dir, build, checkpoint, class_names):
-  """Writes a SavedModel, which appears whole or not at all.
+  """Writes the SavedModel of a checkpoint, whole or not at all.
 
   Args:
     export_dir: str, a folder that is not there yet, or is empty.
@@ -134,47 +77,63 @@ def write(export_dir, build, checkpoint, class_names):
   Raises:
     UsageError: if the folder is in use or cannot be written.
   """
-  export_dir = export_dir.rstrip('/')
-  temporary = atomic_files.temporary_name(export_dir)
+  with new_folder(export_dir) as folder, tf.Graph().as_default(), \
+      tf.Session() as session:
+    signatures = build()
+    restore(session, checkpoint)
+    save(session, folder, signatures, class_names)
+
+
+@contextlib.contextmanager
+def new_folder(path, flag='--export-dir'):
+  """Yields a folder to write to, which takes its name when it is complete.
+
+  Args:
+    path: str, a folder that is not there yet, or is empty.
+    flag: str, the flag to name in an error.
+
+  Raises:
+    UsageError: if the folder is in use or cannot be written.
+  """
+  path = path.rstrip('/')
+  temporary = atomic_files.temporary_name(path)
   try:
-    check_is_free(export_dir)
+    check_is_free(path, flag)
     if tf.gfile.Exists(temporary):
       tf.gfile.DeleteRecursively(temporary)
-    tf.gfile.MakeDirs(os.path.dirname(export_dir) or '.')
+    tf.gfile.MakeDirs(os.path.dirname(path) or '.')
     try:
-      _build(temporary, build, checkpoint, class_names)
-      if tf.gfile.Exists(export_dir):
-        tf.gfile.DeleteRecursively(export_dir)  # it is empty
-      tf.gfile.Rename(temporary, export_dir)
+      yield temporary
+      if tf.gfile.Exists(path):
+        tf.gfile.DeleteRecursively(path)  # it is empty
+      tf.gfile.Rename(temporary, path)
     finally:
       if tf.gfile.Exists(temporary):
         tf.gfile.DeleteRecursively(temporary)
   except tf.errors.OpError as e:
-    raise UsageError('--export-dir %s cannot be written: %s' %
-                     (export_dir, e.message))
+    raise UsageError('%s %s cannot be written: %s' % (flag, path, e.message))
 
 
-def check_is_free(export_dir):
+def check_is_free(path, flag='--export-dir'):
   """Raises UsageError unless the folder is missing or empty."""
-  if not tf.gfile.Exists(export_dir):
+  if not tf.gfile.Exists(path):
     return
-  if not tf.gfile.IsDirectory(export_dir) or tf.gfile.ListDirectory(export_dir):
-    raise UsageError('--export-dir %s: expected a new or empty folder' %
-                     export_dir)
+  if not tf.gfile.IsDirectory(path) or tf.gfile.ListDirectory(path):
+    raise UsageError('%s %s: expected a new or empty folder' % (flag, path))
 
 
-def _build(folder, build, checkpoint, class_names):
+def save(session, folder, signatures, class_names=()):
+  """Writes a session's graph and variables to a new folder as a SavedModel."""
   builder = tf.saved_model.Builder(folder)
-  with tf.Graph().as_default(), tf.Session() as session:
-    signatures = build()
-    restore(session, checkpoint)
-    names = os.path.join(folder, 'classes.txt')
+  names = os.path.join(folder, 'classes.txt')
+  if class_names:
     with tf.gfile.GFile(names, 'w') as f:
       f.write(''.join(name + '\n' for name in class_names))
     tf.add_to_collection(tf.GraphKeys.ASSET_FILEPATHS,
                          tf.constant(names, name='class_names'))
-    builder.add_meta_graph_and_variables(
-        session, [tf.saved_model.SERVING], signatures,
-        tf.get_collection(tf.GraphKeys.ASSET_FILEPATHS), clear_devices=True)
-    builder.save()
+  builder.add_meta_graph_and_variables(
+      session, [tf.saved_model.SERVING], signatures,
+      tf.get_collection(tf.GraphKeys.ASSET_FILEPATHS), clear_devices=True)
+  builder.save()
+  if class_names:
     tf.gfile.Remove(names)  # it was copied to assets/

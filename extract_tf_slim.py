@@ -25,18 +25,17 @@ import checkpoint_variables
 import cifar10
 import cifar10_archive
 import cifar10_utils
+import export
 import features
 import inception_resnet_v2 as network
-import serving
+import pictures
+import predict
 import usage
 from tf_compat import tf, use_graph_mode
 from usage import UsageError
 
 NAME = 'inception_resnet_v2_2016_08_30'
 URL = 'http://download.tensorflow.org/models/%s.tar.gz' % NAME
-
-STARTS = (b'\xff\xd8\xff', b'\x89PNG')  # of JPEG and PNG files
-EXTENSIONS = ('.jpg', '.jpeg', '.png')
 
 
 @contextlib.contextmanager
@@ -138,14 +137,15 @@ def find_pictures(paths):
       found.append(path)
       continue
     names = sorted(tf.gfile.ListDirectory(path))
-    pictures = [name for name in names if name.lower().endswith(EXTENSIONS)]
-    if not pictures:
+    chosen = [name for name in names
+              if name.lower().endswith(predict.PICTURES)]
+    if not chosen:
       raise UsageError('--images %s has no %s file' %
-                       (path, ', '.join(EXTENSIONS)))
-    if len(pictures) < len(names):
+                       (path, ', '.join(predict.PICTURES)))
+    if len(chosen) < len(names):
       tf.logging.info('%s: %d pictures; %d others left out', path,
-                      len(pictures), len(names) - len(pictures))
-    found.extend(os.path.join(path, name) for name in pictures)
+                      len(chosen), len(names) - len(chosen))
+    found.extend(os.path.join(path, name) for name in chosen)
   return found
 
 
@@ -156,7 +156,7 @@ class PictureReader(object):
     self.skipped = 0
     self._skip_bad = skip_bad
     self._contents = tf.placeholder(tf.string, [])
-    self._picture = network.preprocess(network.decode(self._contents),
+    self._picture = network.preprocess(pictures.decode(self._contents),
                                        image_size)
 
   def read(self, session, paths):
@@ -182,9 +182,11 @@ class PictureReader(object):
         contents = f.read()
       _check_format(contents)
       return session.run(self._picture, {self._contents: contents})
-    except (tf.errors.OpError, ValueError) as e:
-      raise UsageError('%s is no readable picture: %s' % (
-          path, str(getattr(e, 'message', e)).split('\n')[0]))
+    except ValueError as e:
+      problem = e
+    except tf.errors.OpError as e:
+      problem = predict.reason(e)
+    raise UsageError('%s is no readable picture: %s' % (path, problem))
 
 
 def _check_format(contents):
@@ -193,20 +195,9 @@ def _check_format(contents):
     raise ValueError('it is empty')
   if contents.startswith(b'GIF8'):
     raise ValueError('it is a GIF; expected JPEG or PNG')
-  if not contents.startswith(STARTS):
+  if not contents.startswith((pictures.PNG_SIGNATURE,
+                              pictures.JPEG_SIGNATURE)):
     raise ValueError('expected JPEG or PNG')
-
-
-def _batches(items, size):
-  """Lists of `size` items, the last one smaller where it must."""
-  batch = []
-  for item in items:
-    batch.append(item)
-    if len(batch) == size:
-      yield batch
-      batch = []
-  if batch:
-    yield batch
 
 
 def read_labels(path, num_classes):
@@ -236,7 +227,7 @@ def classify_pictures(flags, checkpoint):
   probabilities, _ = _classify(images, flags)
   with restored_session(checkpoint, flags.exclude_scopes, HINT) as session, \
       tqdm(total=len(paths), unit='picture', disable=None) as bar:
-    for batch in _batches(reader.read(session, paths), flags.batch_size):
+    for batch in predict.batches(reader.read(session, paths), flags.batch_size):
       found = session.run(probabilities, {images: [p for _, p in batch]})
       bar.update(len(batch))
       for (path, _), row in zip(batch, found):
@@ -322,24 +313,28 @@ def _copy_class_names(data_dir, folder):
 # ---- export ------------------------------------------------------------------
 
 
-def export(flags, checkpoint):
+def export_model(flags, checkpoint):
   """Writes a SavedModel that takes the bytes of JPEG and PNG files.
 
   Signature `serving_default`: images, string [N] -> classes, int64 [N];
   probabilities, float32 [N, num_classes]. Signature `features`: images ->
   features, float32 [N, 1536].
   """
-  serving.check_folder(flags.export, '--export')
-  contents = tf.placeholder(tf.string, [None], 'images')
-  images = network.decode_and_preprocess(contents, flags.image_size)
-  probabilities, found = _classify(images, flags)
-  signatures = {
-      'serving_default': {'classes': tf.argmax(probabilities, 1),
-                          'probabilities': probabilities},
-      'features': {'features': found}}
-  with restored_session(checkpoint, flags.exclude_scopes, HINT) as session:
-    serving.save(session, flags.export, '--export', {'images': contents},
-                 signatures)
+  with export.new_folder(flags.export, '--export') as folder:
+    contents = tf.placeholder(tf.string, [None], 'images')
+    images = tf.map_fn(
+        lambda c: network.preprocess(pictures.decode(c), flags.image_size),
+        contents, dtype=tf.float32, parallel_iterations=1)
+    probabilities, found = _classify(images, flags)
+    signatures = {
+        key: export.signature('images', contents, outputs)
+        for key, outputs in (
+            ('serving_default', {'classes': tf.argmax(probabilities, 1),
+                                 'probabilities': probabilities}),
+            ('features', {'features': found}))}
+    with restored_session(checkpoint, flags.exclude_scopes, HINT) as session:
+      export.save(session, folder, signatures,
+                  read_labels(flags.labels, flags.num_classes) or ())
   print('%s: signatures %s' % (flags.export, ', '.join(sorted(signatures))))
 
 
@@ -420,8 +415,8 @@ def main(**flags):
     count = checkpoint_variables.convert(reader, checkpoint, flags.convert)
     print('%s: %d variables' % (flags.convert, count))
   else:
-    run = (classify_pictures if flags.images else export if flags.export else
-           extract_features)
+    run = (classify_pictures if flags.images else
+           export_model if flags.export else extract_features)
     with tf.Graph().as_default():
       # What is not restored is random, but the same when an extraction resumes.
       tf.set_random_seed(0)

@@ -338,21 +338,3 @@ def preprocess(images, image_size=IMAGE_SIZE):
       images=images, size=[image_size, image_size], align_corners=False,
       half_pixel_centers=False)
   return images / 127.5 - 1
-
-
-def decode(contents):
-  """A JPEG or PNG file's bytes, string [] -> uint8 [H, W, 3].
-
-  Grey pictures become RGB, an alpha channel is dropped, 16 bits become 8. What
-  EXIF says of the orientation is not looked at.
-  """
-  picture = tf.image.decode_image(contents, channels=3,
-                                  expand_animations=False)
-  picture.set_shape([None, None, 3])
-  return picture
-
-
-def decode_and_preprocess(contents, image_size=IMAGE_SIZE):
-  """string [N] of files -> float32 [N, image_size, image_size, 3]."""
-  return tf.map_fn(lambda c: preprocess(decode(c), image_size), contents,
-                   dtype=tf.float32)

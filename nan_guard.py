@@ -64,7 +64,6 @@ class NanGuard(tf.train.SessionRunHook):
       raise tf.train.NanLossDuringTrainingError()
     self.losses.append((self.step, loss))
 
-
   def step_to_explain(self):
     """(step, what was held of it): the one in which it began.
 

@@ -1,10 +1,18 @@
-"""Numbers -> pictures: PNG encoding, grids of maps, text, a confusion matrix.
+"""Pictures from files, and from numbers: text, a confusion matrix, a gallery.
 
-Pictures are numpy arrays: uint8 [height, width] or [height, width, 3].
+Those that are drawn are numpy arrays: uint8 [height, width] or [height, width,
+3].
 """
 import numpy as np
 
+from cifar10 import DEPTH, HEIGHT, WIDTH
 from tf_compat import tf
+
+PNG_SIGNATURE = b'\x89PNG\r\n\x1a\n'
+JPEG_SIGNATURE = b'\xff\xd8\xff'
+# A PNG of 50 KB can ask for gigabytes. This many take 150 MB, and twice that
+# again in a progressive JPEG.
+MAX_PIXELS = 50 * 10**6
 
 # 3x5 letters: five rows of three bits, the top row in the highest bits.
 GLYPHS = dict(zip('abcdefghijklmnopqrstuvwxyz0123456789-.>', [
@@ -13,6 +21,63 @@ GLYPHS = dict(zip('abcdefghijklmnopqrstuvwxyz0123456789-.>', [
     0o25573, 0o65655, 0o34216, 0o72222, 0o55557, 0o55552, 0o55775, 0o55255,
     0o55222, 0o71247, 0o25552, 0o26227, 0o61247, 0o61216, 0o55711, 0o74616,
     0o34652, 0o71122, 0o25252, 0o25316, 0o00700, 0o00002, 0o42124]))
+
+
+# ---- from files --------------------------------------------------------------
+
+
+def decode(contents):
+  """A PNG or JPEG file's bytes, string [] -> uint8 [H, W, 3].
+
+  Grey becomes RGB, 16 bits become 8, transparency and what EXIF says of the
+  orientation are ignored. The size is read from the header and checked before
+  anything is decoded.
+
+  Raises (when run):
+    InvalidArgumentError: for anything else, and above MAX_PIXELS.
+  """
+  is_png = tf.equal(tf.strings.substr(contents, 0, len(PNG_SIGNATURE)),
+                    PNG_SIGNATURE)
+  is_jpeg = tf.equal(tf.strings.substr(contents, 0, len(JPEG_SIGNATURE)),
+                     JPEG_SIGNATURE)
+  with tf.control_dependencies([tf.Assert(
+      tf.logical_or(is_png, is_jpeg), ['neither PNG nor JPEG'])]):
+    contents = tf.identity(contents)
+  size = tf.cast(tf.cond(
+      is_png, lambda: _png_size(contents),
+      lambda: tf.image.extract_jpeg_shape(contents)[:2]), tf.int64)
+  fits = tf.logical_and(tf.reduce_all(size > 0),
+                        tf.reduce_prod(size) <= MAX_PIXELS)
+  with tf.control_dependencies([tf.Assert(
+      fits, ['its header asks for too many pixels:', size])]):
+    return tf.image.decode_png(contents, channels=DEPTH)  # or JPEG
+
+
+def decode_picture(contents, height=HEIGHT, width=WIDTH):
+  """`decode`, averaged down to float32 [height, width, 3] in [0, 255]."""
+  # Averaging areas: a large picture must not be sampled at 32x32 points.
+  # Rounded to what a file holds, because sums in float32 can exceed 255.
+  return tf.round(tf.image.resize_images(decode(contents), [height, width],
+                                         tf.image.ResizeMethod.AREA))
+
+
+def _png_size(contents):
+  """int32 [2], as the header, which is always the first chunk, has it."""
+  # A short file has size 0: an op that fails puts its input into the message,
+  # which must be text.
+  start = tf.strings.join([tf.strings.substr(contents, 0, 24), 24 * b'\0'])
+  return tf.decode_raw(tf.strings.substr(start, 16, 8), tf.int32,
+                       little_endian=False)
+
+
+def decode_pictures(contents, height=HEIGHT, width=WIDTH):
+  """string [N] -> float32 [N, height, width, 3]; see `decode_picture`."""
+  return tf.map_fn(lambda c: decode_picture(c, height, width), contents,
+                   dtype=tf.float32,
+                   parallel_iterations=1)  # one picture in memory at a time
+
+
+# ---- from numbers ------------------------------------------------------------
 
 
 def draw_text(text, scale=1):

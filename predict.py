@@ -15,6 +15,7 @@ import numpy as np
 import atomic_files
 import cifar10
 import export
+import pictures
 from tf_compat import tf
 from usage import UsageError
 
@@ -50,9 +51,9 @@ def _is_picture(path):
   if path.lower().endswith(RECORDS):
     return False
   with tf.gfile.GFile(path, 'rb') as f:
-    start = f.read(len(export.PNG_SIGNATURE))
+    start = f.read(len(pictures.PNG_SIGNATURE))
   return (path.lower().endswith(PICTURES) or
-          start.startswith((export.PNG_SIGNATURE, export.JPEG_SIGNATURE)))
+          start.startswith((pictures.PNG_SIGNATURE, pictures.JPEG_SIGNATURE)))
 
 
 def check_files(paths):
@@ -79,7 +80,7 @@ class _Decoder(object):
   def __init__(self, dataset):
     """Builds the graph; `dataset` preprocesses as in evaluation."""
     self._bytes = tf.placeholder(tf.string, [])
-    self._picture = dataset.preprocess(export.decode_picture(self._bytes))
+    self._picture = dataset.preprocess(pictures.decode_picture(self._bytes))
     self._record = dataset.parser(self._bytes)[0]
 
   def read(self, session, paths):
@@ -97,17 +98,17 @@ class _Decoder(object):
         yield path, None, session.run(self._picture, {self._bytes: contents})
       except tf.errors.OpError as e:
         raise UsageError('--input %s is no picture that can be read: %s' %
-                         (path, _reason(e)))
+                         (path, reason(e)))
 
 
-def _reason(error):
+def reason(error):
   """The part of an OpError that says what is wrong with the data."""
   # TensorFlow puts lines about the graph before and after it.
   lines = re.split(r'\s*\[\[(?:\{\{)?node', error.message)[0].splitlines()
   return lines[-1].rsplit('assertion failed: ', 1)[-1][:200] if lines else ''
 
 
-def _batches(items, size):
+def batches(items, size):
   """Yields lists of up to `size` items."""
   batch = []
   for item in items:
@@ -148,7 +149,7 @@ def run(classify, dataset, checkpoint, class_names, inputs, output, batch_size):
     export.restore(session, checkpoint)
     write = (_json_writer if output.endswith('.jsonl') else _csv_writer)(
         file, class_names, has_labels)
-    for batch in _batches(decoder.read(session, paths), batch_size):
+    for batch in batches(decoder.read(session, paths), batch_size):
       names, labels, pictures = zip(*batch)
       results = session.run(outputs, {images: np.stack(pictures)})
       if not np.isfinite(results['probabilities']).all():

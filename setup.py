@@ -16,9 +16,8 @@ setup(
         'extract_tf_slim', 'features', 'generate_cifar10_tfrecords',
         'gradients', 'inception_resnet_v2', 'local_cluster', 'machine',
         'model_base', 'model_fn', 'nan_guard', 'pictures', 'predict', 'report',
-        'serving', 'sigmoid', 'step_loop', 'stop_signals', 'summaries',
-        'tf_compat', 'tf_config', 'training', 'transfer', 'usage',
-        'visualize_weights',
+        'sigmoid', 'step_loop', 'stop_signals', 'summaries', 'tf_compat',
+        'tf_config', 'training', 'transfer', 'usage', 'visualize_weights',
     ],
     install_requires=[
         # 1.15 is for Python 3.7, and its protocol buffers end at 3.20.

@@ -5,6 +5,7 @@ session. The last step of a call is built outside the loop, so that summaries,
 hooks and people who fetch tensors by name find what they always find.
 """
 import cifar10_model
+import nan_guard
 from tf_compat import tf
 
 
@@ -55,7 +56,8 @@ def hooks(params, scaffold):
            if params.save_checkpoints_steps else {'save_secs': 600})
   return [EndHook(params.train_steps),
           CheckpointHook(params.job_dir, scaffold=scaffold,
-                         steps_per_call=params.steps_per_call, **every)]
+                         steps_per_call=params.steps_per_call,
+                         listeners=[nan_guard.FiniteCheckpoints()], **every)]
 
 
 class EndHook(tf.train.SessionRunHook):

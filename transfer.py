@@ -13,14 +13,16 @@ import argparse
 import functools
 import os
 
+import atomic_files
 import checkpoint_variables
 import checks
 import cifar10
 import cifar10_utils
+import export
 import features
 import inception_resnet_v2 as network
 import model_fn
-import serving
+import pictures
 import training
 import usage
 from tf_compat import estimator, tf, use_graph_mode
@@ -159,7 +161,7 @@ def resolve_flags(flags):
       raise UsageError('--%s %s: expected %s' % (
           name.replace('_', '-'), getattr(flags, name), allowed))
   if flags.export_dir:
-    serving.check_folder(flags.export_dir, '--export-dir')
+    export.check_is_free(flags.export_dir)
 
 
 def main(**flags):
@@ -190,10 +192,11 @@ def main(**flags):
   towers_fn = model_fn.get_model_fn(
       flags.num_gpus, flags.variable_strategy, 1, flags.virtual_devices, tower,
       scope='')
-  training.run(functools.partial(_classifier, flags, towers_fn, warm_start),
-               _inputs(flags, data_set), flags, checkpoint)
+  with atomic_files.locked(flags.job_dir, '--job-dir'):
+    training.run(functools.partial(_classifier, flags, towers_fn, warm_start),
+                 _inputs(flags, data_set), flags, checkpoint)
   if flags.export_dir:
-    export(flags, towers_fn, on_features, example)
+    export_model(flags, towers_fn, on_features, example)
 
 
 def _find_matching_checkpoint(flags, shapes, trained):
@@ -268,29 +271,28 @@ def _inputs(flags, data_set):
 # ---- export ------------------------------------------------------------------
 
 
-def export(flags, towers_fn, on_features, example):
+def export_model(flags, towers_fn, on_features, example):
   """Writes a SavedModel of the newest checkpoint.
 
   Signature `serving_default`: features, float32 [N, num_features]; or images,
   string [N], JPEG and PNG files -> classes, int64 [N]; probabilities, float32
   [N, num_classes].
   """
-  with tf.Graph().as_default(), tf.Session() as session:
+  def build():
     if on_features:
-      inputs = {'features': tf.placeholder(tf.float32, [None] + example)}
-      found = inputs['features']
+      features_in = tf.placeholder(tf.float32, [None] + example)
+      name, tensor, found = 'features', features_in, features_in
     else:
-      inputs = {'images': tf.placeholder(tf.string, [None])}
       # As small as the pictures of the training, then as there.
-      found = tf.map_fn(
-          lambda c: tf.image.resize_area(network.decode(c)[tf.newaxis],
-                                         example[:2])[0],
-          inputs['images'], dtype=tf.float32)
+      name, tensor = 'images', tf.placeholder(tf.string, [None])
+      found = pictures.decode_pictures(tensor, *example[:2])
     spec = towers_fn([found], None, estimator.ModeKeys.PREDICT, flags)
-    checkpoint_variables.restore(
-        session, cifar10_utils.latest_checkpoint(flags.job_dir))
-    serving.save(session, flags.export_dir, '--export-dir', inputs,
-                 {'serving_default': spec.predictions})
+    return {'serving_default': export.signature(name, tensor,
+                                                spec.predictions)}
+
+  export.write(flags.export_dir, build,
+               cifar10_utils.latest_checkpoint(flags.job_dir),
+               cifar10.class_names(flags.data_dir, flags.num_classes))
 
 
 if __name__ == '__main__':

@@ -31,7 +31,7 @@ sys.path.insert(0, ROOT)
 
 import cifar10  # noqa: E402
 import cifar10_archive  # noqa: E402
-import export  # noqa: E402
+import pictures  # noqa: E402
 import tf_config  # noqa: E402
 from tf_compat import tf, use_graph_mode  # noqa: E402
 from usage import UsageError  # noqa: E402
@@ -189,7 +189,7 @@ class Pictures(Target):
     super(Pictures, self).__init__(folder)
     with tf.Graph().as_default():
       self._contents = tf.placeholder(tf.string, [])
-      self._picture = export.decode_picture(self._contents)
+      self._picture = pictures.decode_picture(self._contents)
       self._session = tf.Session()
 
   def seeds(self):

@@ -26,6 +26,7 @@ import cifar10
 import extract_tf_slim
 import features
 import inception_resnet_v2 as network
+from pictures import decode
 from tf_compat import read_records, tf
 from usage import UsageError
 
@@ -82,7 +83,7 @@ def test_probabilities_are_those_of_the_network(inception_checkpoint, pictures,
                   '--top', 1001)
   with tf.Graph().as_default(), tf.Session() as session:
     picture = network.preprocess(
-        network.decode((pictures / 'c.png').read_bytes()), 75)
+        decode((pictures / 'c.png').read_bytes()), 75)
     network.inception_resnet_v2(picture[tf.newaxis], create_aux_logits=False)
     tf.train.Saver().restore(session, inception_checkpoint)
     probabilities = session.run(tf.get_default_graph().get_tensor_by_name(
@@ -154,7 +155,7 @@ def test_bad_flags_are_refused(inception_checkpoint, pictures, tmp_path, args,
 
 @pytest.mark.parametrize('make, message', [
     (lambda p: None, 'no such file or folder'),
-    (lambda p: p.mkdir(), 'has no .jpg, .jpeg, .png file')])
+    (lambda p: p.mkdir(), 'has no .png, .jpg, .jpeg file')])
 def test_missing_pictures_are_refused(tmp_path, make, message):
   make(tmp_path / 'x')
   with pytest.raises(UsageError, match=message):
@@ -337,7 +338,7 @@ def test_a_saved_model_takes_files_and_returns_classes_and_features(
   assert classes[0] == int(rows[-1][1])
   assert probabilities[0].max() == pytest.approx(float(rows[-1][2]), abs=1e-4)
   assert found.shape == (2, 1536)
-  with pytest.raises(UsageError, match='is there already'):
+  with pytest.raises(UsageError, match='expected a new or empty'):
     call(extract_tf_slim, '--checkpoint', inception_checkpoint, '--export', out,
          *SMALL)
   assert os.listdir(str(tmp_path)) == ['model']

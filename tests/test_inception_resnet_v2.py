@@ -11,6 +11,7 @@ from conftest import ROOT
 from inception_weights import GOLDEN, golden_shapes, golden_value
 
 import inception_resnet_v2 as network
+from pictures import decode
 from tf_compat import tf
 
 # Additions in another order: 5e-6 was seen between TensorFlow 1.15 and 2.21.
@@ -205,13 +206,13 @@ def encode_16_bits(picture):
 def test_grey_alpha_and_16_bits_are_decoded():
   random = np.random.RandomState(0)
   grey = random.randint(0, 256, (5, 7, 1), np.uint8)
-  found = run(network.decode(tf.image.encode_png(grey)))
+  found = run(decode(tf.image.encode_png(grey)))
   np.testing.assert_array_equal(found, np.tile(grey, 3))
   rgba = random.randint(0, 256, (5, 7, 4), np.uint8)
-  found = run(network.decode(tf.image.encode_png(rgba)))
+  found = run(decode(tf.image.encode_png(rgba)))
   np.testing.assert_array_equal(found, rgba[..., :3])
   deep = random.randint(0, 65536, (5, 7, 3), np.uint16)
-  found = run(network.decode(encode_16_bits(deep)))
+  found = run(decode(encode_16_bits(deep)))
   np.testing.assert_array_equal(found, deep >> 8)
 
 

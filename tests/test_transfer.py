@@ -129,7 +129,8 @@ def test_a_head_resumes_and_is_exported(feature_dir, job, tmp_path, capsys):
     (['--dropout-keep-prob', 0], '--dropout-keep-prob 0.0: expected'),
     (['--batch-norm-decay', 1], '--batch-norm-decay 1.0: expected'),
     (['--summaries', 'full'], '--summaries full: expected none or scalars'),
-    (['--export-dir', '/tmp'], '--export-dir /tmp is there already'),
+    (['--export-dir', '/tmp'],
+     '--export-dir /tmp: expected a new or empty folder'),
     (['--data-dir', '/nowhere'], '--data-dir /nowhere is not a folder'),
 ])
 def test_bad_flags_are_refused(feature_dir, job, args, message):
