@@ -33,8 +33,9 @@ else
 endif
 	@echo 'See it: $(BIN)/tensorboard --logdir demo'
 
+# Two processes at once; a test file stays in one, with what it prepares.
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow

@@ -4,7 +4,6 @@ import fcntl
 import os
 import shutil
 
-from tf_compat import tf
 from usage import UsageError
 
 SUFFIX = '.unfinished'
@@ -83,6 +82,9 @@ def whole_gfile(path, flag):
     UsageError: if the file cannot be written; before the block, where that is
       known by then.
   """
+  # Only here, because TensorFlow takes seconds to load and 200 MB.
+  from tf_compat import tf
+
   temporary = temporary_name(path)
   try:
     if tf.gfile.IsDirectory(path):

@@ -345,8 +345,9 @@ def read_examples(filename, check_example):
   except UsageError as e:
     problem = str(e)
   except Exception as e:
-    # Each protobuf release has a DecodeError of its own.
-    if type(e).__name__ != 'DecodeError':
+    # Each protobuf release has a DecodeError of its own; 3.20 has lost it for
+    # some input, of which Python then complains.
+    if type(e).__name__ not in ('DecodeError', 'SystemError'):
       raise
     problem = 'is not a tf.train.Example'
   raise _bad_record(filename, count, problem)

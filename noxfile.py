@@ -26,7 +26,8 @@ def find_python(version):
 
 def run_tests(session, tensorflow, **env):
   session.install('tensorflow==' + tensorflow, '--editable', '.[test]')
-  session.run('python', '-m', 'pytest', *session.posargs, env=env)
+  session.run('python', '-m', 'pytest', '-n', '2', '--dist', 'loadfile',
+              *session.posargs, env=env)
 
 
 @nox.session(name='py3.7-tf1.15', python=find_python('3.7'))

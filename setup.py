@@ -34,8 +34,8 @@ setup(
     extras_require={
         'demo': ['scikit-learn'],
         # Playwright drives a browser that is there; without it that test skips.
-        'test': ['pytest >=7', 'hypothesis', 'scikit-learn', 'pyyaml',
-                 'playwright' + NEW_PYTHON],
+        'test': ['pytest >=7', 'pytest-xdist', 'hypothesis', 'scikit-learn',
+                 'pyyaml', 'playwright' + NEW_PYTHON],
         'dev': ['nox', 'ruff'],
         'gpu': ['tensorflow[and-cuda] >=2.15, <2.22, !=2.20.*' + NEW_PYTHON],
     },

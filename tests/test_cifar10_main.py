@@ -138,6 +138,7 @@ def test_a_checkpoint_of_2017_evaluates(golden, tmp_path):
   shutil.rmtree(os.path.join(GOLDEN, 'eval_test'), ignore_errors=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('block, num_layers', [('v2', 8),
                                                ('bottleneck_v2', 11)])
 def test_pre_activation_nets_learn_the_digits(digits_dir, tmp_path, block,

@@ -111,8 +111,9 @@ def test_a_resumed_run_says_that_the_data_start_anew(digits_dir, job):
 # ---- stopped -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize('number, status', [(signal.SIGTERM, 0),
-                                            (signal.SIGINT, 130)])
+@pytest.mark.parametrize('number, status', [
+    (signal.SIGTERM, 0),
+    pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)])
 def test_a_signal_saves_a_checkpoint(digits_dir, tmp_path, number, status):
   process = start(digits_dir, tmp_path, '--train-steps', 100000,
                   '--eval-every-secs', 0)
@@ -199,8 +200,10 @@ def truncate(job_dir, name):
   os.truncate(path, os.path.getsize(path) // 2)
 
 
-@pytest.mark.parametrize('suffix', ['.data-00000-of-00002',
-                                    '.data-00001-of-00002', '.index'])
+@pytest.mark.parametrize('suffix', [
+    '.data-00000-of-00002',
+    pytest.param('.data-00001-of-00002', marks=pytest.mark.slow),
+    pytest.param('.index', marks=pytest.mark.slow)])
 def test_a_truncated_newest_checkpoint_gives_way_to_the_one_before(
     digits_dir, job, suffix):
   name = 'model.ckpt-20' + suffix
@@ -268,6 +271,7 @@ def small_disk(tmp_path):
   subprocess.check_call(['umount', '-l', folder])
 
 
+@pytest.mark.slow
 def test_a_full_disk_stops_with_the_last_checkpoint_intact(digits_dir,
                                                            small_disk):
   args = ['--train-steps', 200, '--save-checkpoints-steps', 10,
