@@ -258,10 +258,9 @@ class ReplicaHook(tf.train.SessionRunHook):
       step = run_context.session.run(self._global_step)
 
   def end(self, session):
-    # The chief has saved the last checkpoint: its saver's end comes first.
     self._end = time.time()
-    say_ended(self._task,
-              'finished' if is_finished(self._flags) else 'stopped')
+    if not self._task.is_chief:
+      say_how_ended(self._task, self._flags)
     self._log_end('it is over')
 
   def _watch(self):
@@ -313,6 +312,10 @@ def train(classifier, input_fn, task, flags):
       max_steps=flags.train_steps if task.is_chief else None,
       saving_listeners=(
           [nan_guard.FiniteCheckpoints()] if task.is_chief else None))
+  # The chief has closed its session by now: without the parameter servers, who
+  # end when they hear this, that would take some 20 seconds.
+  if task.is_chief:
+    say_how_ended(task, flags)
 
 
 # ---- the end -----------------------------------------------------------------
@@ -340,6 +343,11 @@ def _messages(index):
   """The queue on a parameter server in which replicas say how they ended."""
   with tf.device('/job:ps/task:%d' % index):
     return tf.FIFOQueue(1000, tf.string, shapes=[[]], shared_name='ended')
+
+
+def say_how_ended(task, flags):
+  """Tells the parameter servers whether training is over for all."""
+  say_ended(task, 'finished' if is_finished(flags) else 'stopped')
 
 
 def say_ended(task, how):
