@@ -51,7 +51,7 @@ def measure_rate(data_dir, workers, ps, flags):
       folder, data_dir, workers, ps, CONSTANT_RATE + [
           '--num-layers', 20, '--train-batch-size', BATCH_SIZE, '--mode',
           'train', '--train-steps', STEPS, '--save-checkpoints-steps', INTERVAL,
-          '--keep-checkpoint-max', 0, '--num-intra-threads', 0,
+          '--keep-checkpoint-max', 100, '--num-intra-threads', 0,
           '--num-inter-threads', 0, '--summaries', 'none'] + flags) as c:
     c.start()
     statuses, _ = c.wait(300)
