@@ -8,23 +8,9 @@ import re
 import numpy as np
 
 import checkpoint_variables
-import cifar10_utils
+from cifar10_utils import all_prefixes, checkpoint_step
 from tf_compat import tf
 from usage import UsageError
-
-
-def all_prefixes(folder):
-  """Prefixes of the numbered checkpoints in a folder, newest first.
-
-  Also those whose `checkpoint` file was not copied along, or is damaged.
-  """
-  if not tf.gfile.IsDirectory(folder):
-    return []
-  names = [os.path.join(folder, name[:-len('.index')])
-           for name in tf.gfile.ListDirectory(folder)
-           if name.startswith('model.ckpt-') and name.endswith('.index')]
-  return sorted((n for n in names if n.rsplit('-', 1)[1].isdigit()),
-                key=cifar10_utils.checkpoint_step, reverse=True)
 
 
 def find_problem(prefix, finite=False):
@@ -99,8 +85,8 @@ def find(path, flag='--checkpoint'):
 
 def make_latest(folder, prefix):
   """Puts a checkpoint on record as the one to resume from."""
-  older = [p for p in all_prefixes(folder) if cifar10_utils.checkpoint_step(p)
-           < cifar10_utils.checkpoint_step(prefix)]
+  older = [p for p in all_prefixes(folder) if checkpoint_step(p)
+           < checkpoint_step(prefix)]
   tf.train.update_checkpoint_state(
       folder, prefix, all_model_checkpoint_paths=older[::-1] + [prefix])
 

@@ -379,18 +379,26 @@ class ProgressHook(tf.train.SessionRunHook):
 # ---- checkpoints -------------------------------------------------------------
 
 
+def all_prefixes(folder):
+  """Prefixes of the numbered checkpoints in a folder, newest first.
+
+  Also those whose `checkpoint` file was not copied along, or is damaged.
+  """
+  if not tf.gfile.IsDirectory(folder):
+    return []
+  names = [os.path.join(folder, name[:-len('.index')])
+           for name in tf.gfile.ListDirectory(folder)
+           if re.match(r'model\.ckpt-\d+\.index$', name)]
+  return sorted(names, key=checkpoint_step, reverse=True)
+
+
 def latest_checkpoint(job_dir):
   """Prefix of the newest checkpoint in `job_dir`, or None.
 
   Also finds one whose `checkpoint` file was not copied along.
   """
-  path = tf.train.latest_checkpoint(job_dir)
-  if path or not tf.gfile.IsDirectory(job_dir):
-    return path
-  prefixes = [os.path.join(job_dir, name[:-len('.index')])
-              for name in tf.gfile.ListDirectory(job_dir)
-              if re.match(r'model\.ckpt-\d+\.index$', name)]
-  return max(prefixes, key=checkpoint_step, default=None)
+  return tf.train.latest_checkpoint(job_dir) or next(
+      iter(all_prefixes(job_dir)), None)
 
 
 def checkpoint_step(path):
