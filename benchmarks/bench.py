@@ -128,7 +128,8 @@ def depths():
 
 def towers():
   return [ours('%d towers' % count, '--num-layers', '20', '--virtual-devices',
-               str(count), '--steps', '12') for count in (1, 2, 4, 8)]
+               str(count), '--eval-batch-size', '128', '--steps', '12')
+          for count in (1, 2, 4, 8)]
 
 
 def sizes():
