@@ -245,9 +245,9 @@ def run(make_classifier, inputs, flags, checkpoint, task=None, classify=None):
                       'reached', flags.early_stop_evals)
     else:
       _train(make_classifier, inputs, flags, checkpoint, classify, task)
+      checkpoint = cifar10_utils.latest_checkpoint(flags.job_dir)
     if flags.mode != 'train' and (not task or task.is_chief):
-      _evaluate(make_classifier(None), inputs, flags,
-                cifar10_utils.latest_checkpoint(flags.job_dir),
+      _evaluate(make_classifier(None), inputs, flags, checkpoint,
                 [stop_signals.EndEvaluationHook()])
   if task:
     cluster.leave(0)

@@ -240,6 +240,14 @@ def test_a_truncated_newest_checkpoint_gives_way_to_the_one_before(
   assert steps_on_disk(job)[-1] == 22
 
 
+def test_the_one_before_is_evaluated_where_nothing_is_left_to_train(
+    digits_dir, job):
+  truncate(job, 'model.ckpt-20.index')
+  done = train(digits_dir, job, '--train-steps', 10, '--mode',
+               'train_and_evaluate')
+  assert ' global_step=10 ' in done.stdout
+
+
 @pytest.mark.slow
 def test_all_checkpoints_truncated_is_an_error(digits_dir, job):
   for name in os.listdir(job):
