@@ -63,7 +63,8 @@ def require_folders(flags):
                        (flags.mode, name.replace('_', '-')))
   for name, modes in (('checkpoint', ('evaluate', 'predict', 'export')),
                       ('report', ('evaluate',)), ('input', ('predict',)),
-                      ('export_dir', ('export',))):
+                      ('export_dir', ('export',)),
+                      ('local_cluster', ('train_and_evaluate', 'train'))):
     _require(not getattr(flags, name) or flags.mode in modes, name,
              getattr(flags, name), '--mode ' + ' or '.join(modes))
   _require(flags.data_dir is None or not using or

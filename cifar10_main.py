@@ -130,7 +130,9 @@ def main(job_dir=None, data_dir=None, num_gpus=None, variable_strategy='CPU',
       num_intra_threads=num_intra_threads)
   checks.require_folders(flags)
   if flags.local_cluster:
-    checks.resolve_flags(flags, 1 + flags.local_cluster.get('worker', 0))
+    num_workers = 1 + flags.local_cluster.get('worker', 0)
+    cluster.check_num_workers(flags, num_workers, '--local-cluster')
+    checks.resolve_flags(flags, num_workers)
     checks.count_checked_examples(flags)
     sys.exit(local_cluster.run(flags.local_cluster, flags.max_restarts))
   trains = flags.mode in ('train', 'train_and_evaluate')

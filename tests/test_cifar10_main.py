@@ -220,6 +220,9 @@ def refused(capsys, *args):
     (['--data-format', 'NHWC'], "--data-format: invalid choice: 'NHWC'"),
     (['--mode', 'evaluate'], 'has no checkpoint; train first'),
     (['--sync'], '--sync'),
+    (['--local-cluster', 'ps=1', '--num-workers', 2],
+     '--num-workers 2: --local-cluster has 1'),
+    (['--local-cluster', 'ps=1', '--mode', 'evaluate'], '--mode train'),
     (['--job-dir', 'job[1]'], '--job-dir job[1]: expected a name without'),
     (['--num_gpus', 1], 'unrecognized arguments: --num_gpus'),
 ])

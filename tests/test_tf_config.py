@@ -48,6 +48,9 @@ MALFORMED = [
     (clustered(worker=[]), 'cluster.worker is []; expected a list of'),
     (clustered(worker='b:1'), 'cluster.worker is "b:1"; expected a list'),
     (clustered(worker=[1]), 'cluster.worker is 1; expected host:port'),
+    (clustered(worker=['b..c:1']), 'cluster.worker is "b..c:1"; expected'),
+    (clustered(worker=[64 * 'b' + ':1']), '"; expected host:port'),
+    (config(type='worker', index=5000 * '9'), 'expected an integer from 0'),
     (clustered(worker=['b']), 'cluster.worker is "b"; expected host:port'),
     (clustered(worker=['b:']), 'cluster.worker is "b:"'),
     (clustered(worker=[':1']), 'cluster.worker is ":1"'),
@@ -187,6 +190,7 @@ def test_what_launchers_add_is_accepted():
   task = parse(dict(config(type='worker', index='1', trial='1'),
                     environment='cloud', model_dir='job/'))
   assert (task.type, task.index) == ('worker', 1)
+  assert parse(dict(config(), model_dir='./job')) == parse(config())
 
 
 @pytest.mark.parametrize('address', [
