@@ -75,7 +75,8 @@ def add_activation_pictures(data_format):
     with tf.name_scope('maps/'):
       if data_format == 'channels_first':
         x = tf.transpose(x, [0, 2, 3, 1])
-      maps = x[0][:, :, tf.newaxis]  # [H, W, 1, C]: C grey pictures
+      # A picture cannot be bfloat16.
+      maps = tf.cast(x[0], tf.float32)[:, :, tf.newaxis]  # [H, W, 1, C]: C grey
       grid = visualize_weights.put_kernels_on_grid(maps)
     tf.summary.image('outputs/' + layer, grid, max_outputs=1)
 
