@@ -390,6 +390,9 @@ def check_flags(flags):
     if getattr(flags, name) < lowest:
       raise UsageError('--%s %d: expected at least %d' % (
           name.replace('_', '-'), getattr(flags, name), lowest))
+  if not flags.subsets:
+    raise UsageError('--subsets is empty: expected some of %s' %
+                     ', '.join(cifar10.SUBSETS))
   if not flags.checkpoint and not flags.download:
     raise UsageError('--checkpoint is missing; --download fetches one')
   if bool(flags.features) != bool(flags.data_dir):

@@ -143,6 +143,7 @@ def test_a_bad_picture_is_an_error_of_one_line(inception_checkpoint,
     (['--batch-size', 0], '--batch-size 0: expected at least 1'),
     (['--exclude-scopes', 'Logits'], '--exclude-scopes Logits: no variable'),
     (['--data-dir', 'x'], '--features OUT and --data-dir DIR'),
+    (['--subsets', ''], '--subsets is empty: expected some of train'),
 ])
 def test_bad_flags_are_refused(inception_checkpoint, pictures, tmp_path, args,
                                message):
