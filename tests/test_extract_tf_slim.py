@@ -185,7 +185,7 @@ def test_a_truncated_checkpoint_is_refused(inception_checkpoint, pictures,
 def test_excluded_heads_may_have_any_number_of_classes(
     inception_checkpoint, pictures, capsys):
   rows = classify(capsys, inception_checkpoint, '--images', pictures / 'c.png',
-                  '--num-classes', 3, '--top', 3, '--exclude-scopes',
+                  '--num-classes', 3, '--exclude-scopes',
                   'InceptionResnetV2/Logits')
   assert sorted(int(row[1]) for row in rows) == [0, 1, 2]
 
