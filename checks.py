@@ -10,7 +10,7 @@ import checkpoint_variables
 import checkpoints
 import cifar10_model
 import cifar10_utils
-from cifar10 import SUBSETS, Cifar10DataSet
+from cifar10 import SUBSETS, Cifar10DataSet, class_names
 from tf_compat import tf
 from usage import UsageError
 
@@ -203,6 +203,7 @@ def count_checked_examples(flags, task=None, data_set=Cifar10DataSet):
   if task:
     subsets = {'chief': [s for s in subsets if s != 'validation'],
                'worker': ['train'], 'evaluator': ['validation']}[task.type]
+  class_names(flags.data_dir, flags.num_classes)  # refuses what is no text
   examples = collections.OrderedDict()
   for subset in subsets:
     examples[subset] = data_set(flags.data_dir, subset).check_records(

@@ -269,6 +269,15 @@ def test_a_corrupt_record_is_named(capsys, digits_dir, tmp_path):
   assert not (tmp_path / 'job').exists()
 
 
+def test_class_names_that_are_no_text_are_refused(capsys, digits_dir, tmp_path):
+  data_dir = tmp_path / 'data'
+  shutil.copytree(digits_dir, str(data_dir))
+  (data_dir / 'classes.txt').write_bytes(u'm\xf6we\n'.encode('latin-1'))
+  error = refused(capsys, '--data-dir', data_dir, '--job-dir', tmp_path / 'job')
+  assert '%s is not UTF-8' % (data_dir / 'classes.txt') in error
+  assert not (tmp_path / 'job').exists()
+
+
 def test_labels_must_be_below_the_number_of_classes(capsys, digits_dir,
                                                     tmp_path):
   error = refused(capsys, '--data-dir', digits_dir, '--job-dir',
