@@ -138,7 +138,8 @@ def find_pictures(paths):
       continue
     names = sorted(tf.gfile.ListDirectory(path))
     chosen = [name for name in names
-              if name.lower().endswith(predict.PICTURES)]
+              if name.lower().endswith(predict.PICTURES) and
+              not tf.gfile.IsDirectory(os.path.join(path, name))]
     if not chosen:
       raise UsageError('--images %s has no %s file' %
                        (path, ', '.join(predict.PICTURES)))

@@ -53,7 +53,7 @@ def pictures(tmp_path_factory):
             random.randint(0, 256, (1, 1, 4), np.uint8)))):
       (folder / name).write_bytes(encode(op))
   (folder / 'notes.txt').write_text('no picture')
-  (folder / 'folder.png.d').mkdir()
+  (folder / 'folder.png').mkdir()
   return folder
 
 
