@@ -207,7 +207,7 @@ def read_labels(path, num_classes):
     return None
   try:
     with tf.gfile.GFile(path) as f:
-      names = f.read().rstrip('\n').split('\n')
+      names = f.read().rstrip().split('\n')
   except (tf.errors.OpError, UnicodeDecodeError) as e:
     raise UsageError('--labels %s cannot be read: %s' % (path, e))
   if len(names) != num_classes:

@@ -65,7 +65,8 @@ def classify(capsys, checkpoint, *args):
 def test_pictures_are_classified_in_order_with_names(
     inception_checkpoint, pictures, tmp_path, capsys):
   labels = tmp_path / 'labels.txt'
-  labels.write_text(''.join('name %d\n' % i for i in range(1001)))
+  labels.write_bytes(''.join('name %d\r\n' % i for i in range(1001)).encode() +
+                     b'\r\n')  # as Windows ends lines, and an empty one
   rows = classify(capsys, inception_checkpoint, '--images', pictures, '--top',
                   2, '--labels', labels, '--batch-size', 3)
   names = ['a.JPEG', 'b.jpg', 'c.png', 'd.png']
