@@ -38,7 +38,8 @@ def list_files(inputs):
       continue
     found = [os.path.join(path, name)
              for name in sorted(tf.gfile.ListDirectory(path))
-             if name.lower().endswith(PICTURES + RECORDS) and name[0] != '.']
+             if name.lower().endswith(PICTURES + RECORDS) and name[0] != '.'
+             and not tf.gfile.IsDirectory(os.path.join(path, name))]
     if not found:
       raise UsageError('--input %s has no %s' %
                        (path, ', '.join(PICTURES + RECORDS)))

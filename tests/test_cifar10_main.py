@@ -206,6 +206,14 @@ def refused(capsys, *args):
      '--eval-batch-size 101: expected a multiple of the 2 towers'),
     (['--train-batch-size', 0], '--train-batch-size 0: expected'),
     (['--train-steps', -5], '--train-steps -5: expected'),
+    (['--train-batch-size', 10**20], 'expected a number of at most 2147483647'),
+    (['--eval-batch-size', 10**20], 'expected a number of at most 2147483647'),
+    (['--num-intra-threads', 2**31], 'expected a number of at most 2147483647'),
+    (['--learning-rate', 1e39], 'expected a number of at most 2147483647'),
+    (['--lr-boundaries-epochs', 'inf', '--lr-factors', '1,1'],
+     '--lr-boundaries-epochs [inf]: expected numbers of at most'),
+    (['--lr-factors', '1,1,1,inf'], '--lr-factors [1.0, 1.0, 1.0, inf]: expe'),
+    (['--batch-norm-epsilon', 'inf'], '--batch-norm-epsilon inf: expected'),
     (['--learning-rate', 'nan'], '--learning-rate nan: expected'),
     (['--momentum', 1], '--momentum 1.0: expected a number in [0, 1)'),
     (['--batch-norm-decay', 2], '--batch-norm-decay 2.0: expected'),
@@ -261,6 +269,15 @@ def test_a_corrupt_record_is_named(capsys, digits_dir, tmp_path):
   path.write_bytes(bytes(data))
   error = refused(capsys, '--data-dir', data_dir, '--job-dir', tmp_path / 'job')
   assert '%s: record 17 (counted from 0) is corrupt' % path in error
+  assert not (tmp_path / 'job').exists()
+
+
+def test_class_names_that_are_no_text_are_refused(capsys, digits_dir, tmp_path):
+  data_dir = tmp_path / 'data'
+  shutil.copytree(digits_dir, str(data_dir))
+  (data_dir / 'classes.txt').write_bytes(u'm\xf6we\n'.encode('latin-1'))
+  error = refused(capsys, '--data-dir', data_dir, '--job-dir', tmp_path / 'job')
+  assert '%s is not UTF-8' % (data_dir / 'classes.txt') in error
   assert not (tmp_path / 'job').exists()
 
 

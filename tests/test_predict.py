@@ -67,6 +67,7 @@ def test_pictures_give_what_their_pixels_give(golden, tmp_path):
   for i, image in enumerate(golden['images']):
     (tmp_path / ('%d.png' % (7 - i))).write_bytes(encode(image))
   (tmp_path / 'notes.txt').write_text('no picture')
+  (tmp_path / 'folder.png').mkdir()
   rows = predict(tmp_path / 'out.jsonl', '--input', tmp_path)
   np.testing.assert_allclose([row['probabilities'] for row in rows],
                              golden_probabilities(golden)[::-1], atol=ATOL)
