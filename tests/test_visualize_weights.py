@@ -201,6 +201,6 @@ def test_a_truncated_checkpoint_is_one_line(job_dir, tmp_path, ending, args,
         data.write_bytes(data.read_bytes()[:100])
   done = run(tmp_path, *args)
   assert done.returncode == 2, done.stderr
-  lines = error_lines(done.stderr)
-  assert len(lines) == 1 and message in lines[0]
+  line, = error_lines(done.stderr)
+  assert message in line
   assert not (tmp_path / 'x.png').exists()
