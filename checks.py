@@ -89,6 +89,11 @@ def resolve_flags(flags, num_workers=1):
                       ('on_nan', flags.on_nan == 'restore')):
     _require(not asked or num_workers == 1, name, getattr(flags, name),
              'no such flag in a cluster')
+  # In a cluster the evaluator does it, whatever the mode.
+  for name in ('export_best', 'early_stop_evals'):
+    _require(not getattr(flags, name) or flags.mode != 'train' or
+             num_workers > 1, name, 'with --mode train', '--mode '
+             'train_and_evaluate, which evaluates while it trains')
   resolve_training_flags(flags, num_workers)
   _require(0 <= flags.batch_norm_decay < 1, 'batch_norm_decay',
            flags.batch_norm_decay, 'a number in [0, 1)')

@@ -232,6 +232,8 @@ def refused(capsys, *args):
      '--num-workers 2: --local-cluster has 1'),
     (['--local-cluster', 'ps=1', '--mode', 'evaluate'], '--mode train'),
     (['--job-dir', 'job[1]'], '--job-dir job[1]: expected a name without'),
+    (['--export-best', '--mode', 'train'], '--export-best with --mode train'),
+    (['--early-stop-evals', 3, '--mode', 'train'], '--early-stop-evals with'),
     (['--num_gpus', 1], 'unrecognized arguments: --num_gpus'),
 ])
 def test_bad_flags_are_refused_in_one_line(capsys, digits_dir, tmp_path, args,
