@@ -1,4 +1,5 @@
 """cifar10_main.py as its users run it: real processes, real data."""
+import argparse
 import fcntl
 import os
 import pty
@@ -21,8 +22,9 @@ from conftest import (
 )
 
 import cifar10_main
+import cifar10_utils
 import usage
-from tf_compat import tf
+from tf_compat import estimator, tf
 
 SMALL = ['--num-layers', 8, '--train-batch-size', 32, '--batch-norm-decay', 0.9,
          '--use-distortion-for-training', 'False', '--seed', 1]
@@ -329,6 +331,22 @@ def test_main_takes_the_arguments_of_2017(digits_dir, tmp_path):
         variable_strategy='CPU', use_distortion_for_training=True,
         log_device_placement=False, num_intra_threads=0, train_steps=0,
         train_batch_size=128, momentum=0.9)
+
+
+def test_the_model_function_takes_the_params_of_2017(digits_dir, tmp_path):
+  params = argparse.Namespace(
+      num_layers=8, train_steps=2, train_batch_size=8, eval_batch_size=50,
+      momentum=0.9, weight_decay=2e-4, learning_rate=0.1, sync=False,
+      num_inter_threads=0, data_format=None, batch_norm_decay=0.997,
+      batch_norm_epsilon=1e-5)
+  classifier = estimator.Estimator(
+      cifar10_main.get_model_fn(0, 'CPU', 1), params=params,
+      config=cifar10_utils.RunConfig(model_dir=str(tmp_path)))
+  classifier.train(lambda: cifar10_main.input_fn(digits_dir, 'train', 0, 8),
+                   max_steps=2)
+  results = classifier.evaluate(
+      lambda: cifar10_main.input_fn(digits_dir, 'eval', 0, 50))
+  assert (results['global_step'], results['examples']) == (2, 299)
 
 
 @pytest.mark.parametrize('subset, sizes', [('train', [4, 4, 4]),
