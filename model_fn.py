@@ -8,6 +8,8 @@ import functools
 import cifar10_model
 import cifar10_utils
 import cluster
+import device_prefetch
+import nan_guard
 import step_loop
 import stop_signals
 import summaries
@@ -162,6 +164,7 @@ def classify(logits, label, is_training, weight_decay, loss_scale=1):
   # One op for the gradient of the decay, where `tf.gradients` makes several for
   # each variable.
   packed = _pack(weights)
+  tf.add_to_collection(nan_guard.WEIGHTS, packed)
   gradient = _pack(gradients) * (1. / loss_scale) + weight_decay * packed
   loss += weight_decay * tf.nn.l2_loss(packed)
   return loss, list(zip(_unpack(gradient, weights), weights)), predictions
@@ -265,6 +268,7 @@ def _training_hooks(loss, accuracy, learning_rate, params, num_workers,
           cifar10_utils.examples_per_step(params, num_workers),
           {'loss': loss, 'accuracy': accuracy, 'rate': learning_rate}),
       stop_signals.StopHook(),
+      device_prefetch.StagingHook(),
   ]
   chief_hooks = []  # those that write to the job directory
   if params.summaries == 'full':

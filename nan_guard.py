@@ -15,7 +15,9 @@ from tf_compat import estimator, tf
 EXIT_STATUS = 3
 REPORT = 'nan-report.json'
 KEPT_LOSSES = 10
+# Collections of the step's tensors: its batch, and all weights as one vector.
 IMAGES, LABELS = 'nan_guard/images', 'nan_guard/labels'
+WEIGHTS = 'nan_guard/weights'
 
 
 def holding(input_fn):
@@ -48,7 +50,9 @@ class NanGuard(tf.train.SessionRunHook):
         'learning_rate': graph.get_tensor_by_name('learning_rate:0'),
         'images': tf.get_collection(IMAGES),
         'labels': tf.get_collection(LABELS),
-        'weights': _read_weights(graph)}
+        # Of the first tower. The gradient of the weight decay is made of it,
+        # and the update waits for that: it holds what was before the step.
+        'weights': tf.get_collection(WEIGHTS)[0]}
 
   def after_create_session(self, session, coord):
     self.step = int(session.run(self._global_step))
@@ -69,24 +73,9 @@ class NanGuard(tf.train.SessionRunHook):
 
     That is the step before where the weights were bad before the loss was.
     """
-    if self._held_before and not all(
-        np.isfinite(w).all() for w in self.held['weights'].values()):
+    if self._held_before and not np.isfinite(self.held['weights']).all():
       return self.step - 1, self._held_before
     return self.step, self.held
-
-
-def _read_weights(graph):
-  """Dict of trainable variable to the read of it that the loss depends on.
-
-  The update of a variable waits for its gradient, so for the loss and for this
-  read: it gives the value from before the step. Any other read might not.
-  """
-  reads = {}
-  for op in _ops_before(graph, [graph.get_operation_by_name('loss')]):
-    if op.type == 'ReadVariableOp':
-      reads.setdefault(op.inputs[0].op.name, op.outputs[0])
-  return {v.op.name: reads[v.op.name] for v in tf.trainable_variables()
-          if v.op.name in reads}
 
 
 def _ops_before(graph, ops):
@@ -121,13 +110,15 @@ class FiniteCheckpoints(tf.train.CheckpointSaverListener):
 # ---- the second pass ---------------------------------------------------------
 
 
-def first_not_finite(model_fn, config, held):
+def first_not_finite(model_fn, config, held, checkpoint=None):
   """Runs a step's batch and weights again; finds the first bad tensor.
 
   Args:
     model_fn: the Estimator's.
     config: its RunConfig.
     held: what `NanGuard` held of the step.
+    checkpoint: str or None, the last good one: what does not train is read from
+      it.
 
   Returns:
     dict of the tensor's name, kind, shape and numbers of NaN and infinity, in
@@ -142,10 +133,14 @@ def first_not_finite(model_fn, config, held):
     tensors = _tensors_in_order(graph, spec.loss)
     finite = [tf.reduce_all(tf.is_finite(t)) for t in tensors]
     session.run(tf.global_variables_initializer())
-    for variable in tf.trainable_variables():
-      if variable.op.name in held['weights']:
-        session.run(variable.initializer, {
-            variable.initializer.inputs[1]: held['weights'][variable.op.name]})
+    trained = tf.trainable_variables()
+    fixed = [v for v in tf.global_variables() if v not in trained]
+    if checkpoint:
+      tf.train.Saver(fixed).restore(session, checkpoint)
+    ends = np.cumsum([v.shape.num_elements() for v in trained])
+    for variable, values in zip(trained, np.split(held['weights'], ends[:-1])):
+      session.run(variable.initializer, {
+          variable.initializer.inputs[1]: values.reshape(variable.shape)})
     for tensor, is_finite in zip(tensors, session.run(finite)):
       if not is_finite:
         return _describe(tensor, session.run(tensor))

@@ -12,8 +12,8 @@ setup(
     py_modules=[
         'atomic_files', 'best', 'checkpoint_variables', 'checkpoints', 'checks',
         'cifar10', 'cifar10_archive', 'cifar10_main', 'cifar10_model',
-        'cifar10_utils', 'cluster', 'custom_sigmoid', 'export',
-        'extract_tf_slim', 'features', 'generate_cifar10_tfrecords',
+        'cifar10_utils', 'cluster', 'custom_sigmoid', 'device_prefetch',
+        'export', 'extract_tf_slim', 'features', 'generate_cifar10_tfrecords',
         'gradients', 'inception_resnet_v2', 'local_cluster', 'machine',
         'model_base', 'model_fn', 'nan_guard', 'pictures', 'predict', 'report',
         'sigmoid', 'step_loop', 'stop_signals', 'summaries', 'tf_compat',

@@ -16,6 +16,7 @@ import checkpoints
 import cifar10
 import cifar10_utils
 import cluster
+import device_prefetch
 import export
 import machine
 import nan_guard
@@ -285,8 +286,10 @@ def _train(make_classifier, inputs, flags, checkpoint, classify, task):
 
 def _train_once(classifier, inputs, flags, checkpoint, classify, task, guard):
   """Trains from a checkpoint, or from none, until the end or a NaN."""
+  devices = cifar10_utils.tower_devices(flags.num_gpus, flags.virtual_devices)
   if task:
-    cluster.train(classifier, inputs['train'], task, flags)
+    cluster.train(classifier, device_prefetch.staging(inputs['train'], devices),
+                  task, flags)
     return
   step = cifar10_utils.checkpoint_step(checkpoint) if checkpoint else 0
   if step and not flags.resume_exact:
@@ -296,6 +299,7 @@ def _train_once(classifier, inputs, flags, checkpoint, classify, task, guard):
   train_input = inputs['train']
   if flags.resume_exact:
     train_input = functools.partial(train_input, skip=step)
+  train_input = device_prefetch.staging(train_input, devices)
   hooks = []
   if guard:
     train_input = nan_guard.holding(train_input)
@@ -322,7 +326,7 @@ def _report_nan(classifier, flags, guard):
   if guard and guard.held:
     step, held = guard.step_to_explain()
     tensor = nan_guard.first_not_finite(classifier.model_fn, classifier.config,
-                                        held)
+                                        held, checkpoint)
     if tensor:
       tensor['step'] = step
   nan_guard.write_report(

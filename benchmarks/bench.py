@@ -46,13 +46,16 @@ def ours(name, *args, **keywords):
               keywords.get('env', {}))
 
 
-def peer(name, environment, script, *args):
-  return Case(name, environment, os.path.join('peers', script), args, {})
+def peer(name, environment, script, *args, **keywords):
+  return Case(name, environment, os.path.join('peers', script), args,
+              keywords.get('env', {}))
 
 
 def training(num_layers, steps):
   """One network at batch 128: ours, then what people would pick instead."""
   depth = ('--num-layers', str(num_layers), '--steps', str(steps))
+  # TensorFlow's own default on a processor without AVX-512.
+  without = {'TF_ENABLE_ONEDNN_OPTS': '0'}
   old = ('--num-layers', str(num_layers), '--steps', str(max(5, steps // 3)),
          '--warmup', '3')
   return [
@@ -60,10 +63,12 @@ def training(num_layers, steps):
       ours('ours, bfloat16', '--precision', 'bfloat16', *depth),
       ours('ours, 5 steps per call', '--steps-per-call', '5', '--num-layers',
            str(num_layers), '--steps', str(steps // 5), '--warmup', '2'),
-      ours('ours, without oneDNN', *old, env={'TF_ENABLE_ONEDNN_OPTS': '0'}),
+      ours('ours, without oneDNN', *old, env=without),
       ours('ours, TensorFlow 2.15.1', *depth, environment='tf2.15'),
       ours('ours, TensorFlow 1.15.5', *old, environment='tf1.15'),
       peer('Keras 3 fit', 'keras', 'keras_resnet.py', *depth),
+      peer('Keras 3 fit, without oneDNN', 'keras', 'keras_resnet.py', *old,
+           env=without),
       peer('PyTorch eager', 'torch', 'torch_resnet.py', *depth),
       peer('PyTorch compile', 'torch', 'torch_resnet.py', '--compile', *depth),
       Case('matrix product', 'this', 'ceiling.py', depth[:2], {}),
