@@ -66,10 +66,10 @@ def run_target(name, inputs, seed, folder, counts):
         f.write(data)
       print('%s: %s' % (crasher, problem), flush=True)
 
-  def change(data, max_size, seed):
+  def change(data, max_size, dice_seed):
     # TensorFlow's own code does not say what it reached, so libFuzzer would
     # hardly ever take up a JPEG: half of the changes are to valid input.
-    dice = random.Random(seed)
+    dice = random.Random(dice_seed)
     return atheris.Mutate(
         dice.choice(seeds) if dice.random() < 0.5 else data, max_size)
 
