@@ -93,7 +93,16 @@ def parse_tf_config(text, job_dir=None):
 def _require(condition, key, value, expected):
   if not condition:
     raise UsageError('TF_CONFIG: %s is %s; expected %s' %
-                     (key, json.dumps(value), expected))
+                     (key, _show(value), expected))
+
+
+def _show(value):
+  """The value as JSON, cut where it is too long for a line."""
+  try:
+    text = json.dumps(value)
+  except RecursionError:  # json reads a little deeper than it writes
+    return 'nested too deeply'
+  return text if len(text) <= 200 else text[:200] + '...'
 
 
 def _no_duplicates(pairs):
@@ -101,7 +110,7 @@ def _no_duplicates(pairs):
   keys = [key for key, _ in pairs]
   for key in keys:
     if keys.count(key) > 1:
-      raise ValueError('key "%s" is there twice' % key)
+      raise ValueError('key %s is there twice' % _show(key))
   return dict(pairs)
 
 
@@ -111,7 +120,7 @@ def _check_keys(where, value, allowed):
   for key in value:
     if key not in allowed:
       raise UsageError('TF_CONFIG: %s is no key of %s; expected %s' % (
-          json.dumps(key), where or 'TF_CONFIG', ', '.join(allowed)))
+          _show(key), where or 'TF_CONFIG', ', '.join(allowed)))
 
 
 def _parse_cluster(value):

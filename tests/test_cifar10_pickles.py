@@ -1,5 +1,6 @@
 """cifar10_archive: the pickles of CIFAR-10, read without running them."""
 import contextlib
+import gc
 import os
 import pickle
 import subprocess
@@ -208,6 +209,14 @@ def test_one_string_encoded_many_times_is_refused(tmp_path, monkeypatch):
   again = b'c_codecs\nencode\n(g0\nVlatin1\ntR'
   data = b'(V' + b'x' * 1000 + b'\np0\n' + 20 * again + b'l.'
   assert 'too many bytes' in refusal(tmp_path, data)
+
+
+def test_a_refused_pickle_is_freed(tmp_path):
+  function = b'c_codecs\nencode\n'  # still on the stack when it fails
+  refusal(tmp_path, function + b'cos\nsystem\n.')
+  gc.collect()
+  assert not [thing for thing in gc.get_objects()
+              if isinstance(thing, cifar10_archive._Unpickler)]
 
 
 def test_a_file_larger_than_any_batch_is_refused(tmp_path, monkeypatch):

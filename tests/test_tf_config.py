@@ -82,6 +82,8 @@ MALFORMED = [
     (dict(config(), model_dir='other'), 'model_dir is "other"; expected the '
      'same as --job-dir job'),
     (dict(config(), model_dir=None), 'model_dir is null'),
+    ({10**4 * 'x': 1}, '"%s... is no key of' % (199 * 'x')),
+    ('{"a\\nb": 1, "a\\nb": 1}', 'key "a\\nb" is there twice'),
 ]
 
 
@@ -92,6 +94,7 @@ def test_malformed_configs_name_the_key_and_what_was_expected(value, message):
     tf_config.parse_tf_config(text, 'job')
   assert str(error.value).startswith('TF_CONFIG: ')
   assert message in str(error.value)
+  assert '\n' not in str(error.value)
 
 
 # Runs the command once per TF_CONFIG in one process: TensorFlow loads once.
