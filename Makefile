@@ -37,11 +37,16 @@ endif
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-test-slow: setup
+# Not for everyone: Atheris has wheels for some platforms only.
+.venv/fuzz: .venv/installed
+	$(BIN)/pip install --quiet --editable '.[fuzz]'
+	touch $@
+
+test-slow: .venv/fuzz
 	$(BIN)/python -m pytest -m slow
 
 # Writes what crashes to tests/crashers/, where the tests run it ever after.
-fuzz: setup
+fuzz: .venv/fuzz
 	$(BIN)/python tests/fuzz.py --inputs 100000 2>fuzz.log
 
 lint: setup

@@ -10,7 +10,7 @@ import checkpoint_variables
 import checkpoints
 import cifar10_model
 import cifar10_utils
-from cifar10 import SUBSETS, Cifar10DataSet
+from cifar10 import SUBSETS, Cifar10DataSet, class_names
 from tf_compat import tf
 from usage import UsageError
 
@@ -21,7 +21,10 @@ DEFAULT_LEARNING_RATE = {'v1': 0.1, 'v2': 0.05, 'bottleneck_v2': 0.05}
 SERVING = {'num_gpus': 0, 'virtual_devices': 0, 'variable_strategy': 'CPU',
            'data_format': 'channels_last'}
 
-# Flag -> (lowest, highest allowed or None).
+# What fits into the int32 of TensorFlow's threads, batches and boundaries.
+LARGEST = 2**31 - 1
+
+# Flag -> (lowest, highest allowed, LARGEST if None).
 RANGES = (
     ('train_steps', 1, None),
     ('train_batch_size', 1, None),
@@ -41,7 +44,7 @@ RANGES = (
     ('max_restarts', 0, None),
     ('weight_decay', 0, None),
     ('learning_rate', 0, None),
-    ('seed', 0, 2**31 - 1),
+    ('seed', 0, None),
 )
 
 
@@ -63,7 +66,8 @@ def require_folders(flags):
                        (flags.mode, name.replace('_', '-')))
   for name, modes in (('checkpoint', ('evaluate', 'predict', 'export')),
                       ('report', ('evaluate',)), ('input', ('predict',)),
-                      ('export_dir', ('export',))):
+                      ('export_dir', ('export',)),
+                      ('local_cluster', ('train_and_evaluate', 'train'))):
     _require(not getattr(flags, name) or flags.mode in modes, name,
              getattr(flags, name), '--mode ' + ' or '.join(modes))
   _require(flags.data_dir is None or not using or
@@ -85,11 +89,16 @@ def resolve_flags(flags, num_workers=1):
                       ('on_nan', flags.on_nan == 'restore')):
     _require(not asked or num_workers == 1, name, getattr(flags, name),
              'no such flag in a cluster')
+  # In a cluster the evaluator does it, whatever the mode.
+  for name in ('export_best', 'early_stop_evals'):
+    _require(not getattr(flags, name) or flags.mode != 'train' or
+             num_workers > 1, name, 'with --mode train', '--mode '
+             'train_and_evaluate, which evaluates while it trains')
   resolve_training_flags(flags, num_workers)
   _require(0 <= flags.batch_norm_decay < 1, 'batch_norm_decay',
            flags.batch_norm_decay, 'a number in [0, 1)')
-  _require(flags.batch_norm_epsilon > 0, 'batch_norm_epsilon',
-           flags.batch_norm_epsilon, 'a number above 0')
+  _require(0 < flags.batch_norm_epsilon <= LARGEST, 'batch_norm_epsilon',
+           flags.batch_norm_epsilon, 'a number above 0, and finite')
   try:
     cifar10_model.units_per_stage(flags.num_layers, flags.block)
   except ValueError as e:
@@ -132,19 +141,21 @@ def _check_range(name, value, lowest, highest):
     return
   _require(lowest <= value < float('inf'), name, value,
            'a number of at least %d' % lowest)
-  _require(highest is None or value <= highest, name, value,
-           'a number of at most %s' % highest)
+  highest = LARGEST if highest is None else highest
+  _require(value <= highest, name, value, 'a number of at most %s' % highest)
 
 
 def _check_schedule(boundaries, factors):
-  """Boundaries ascend from above 0; there is one more factor."""
+  """Boundaries ascend from above 0; there is one more factor; all finite."""
   _require(all(a < b for a, b in zip([0] + boundaries, boundaries)),
            'lr_boundaries_epochs', boundaries, 'ascending epochs above 0')
+  _require(all(b <= LARGEST for b in boundaries), 'lr_boundaries_epochs',
+           boundaries, 'numbers of at most %d' % LARGEST)
   _require(len(factors) == len(boundaries) + 1, 'lr_factors', factors,
            '%d numbers, one more than --lr-boundaries-epochs' %
            (len(boundaries) + 1))
-  _require(all(f >= 0 for f in factors), 'lr_factors', factors,
-           'numbers of at least 0')
+  _require(all(0 <= f <= LARGEST for f in factors), 'lr_factors', factors,
+           'numbers from 0 to %d' % LARGEST)
 
 
 def _resolve_devices(flags):
@@ -198,6 +209,7 @@ def count_checked_examples(flags, task=None, data_set=Cifar10DataSet):
   if task:
     subsets = {'chief': [s for s in subsets if s != 'validation'],
                'worker': ['train'], 'evaluator': ['validation']}[task.type]
+  class_names(flags.data_dir, flags.num_classes)  # refuses what is no text
   examples = collections.OrderedDict()
   for subset in subsets:
     examples[subset] = data_set(flags.data_dir, subset).check_records(

@@ -241,6 +241,9 @@ def class_names(data_dir, num_classes):
 
   They are the lines of `classes.txt` in the data directory if it is there, else
   CIFAR-10's; classes beyond them are called 'class 10' and so on.
+
+  Raises:
+    ValueError: if the file is not UTF-8.
   """
   names = _named_classes(data_dir)
   return (names + ['class %d' % i for i in range(len(names), num_classes)])[
@@ -256,8 +259,12 @@ def _named_classes(data_dir):
   path = os.path.join(data_dir or '', 'classes.txt')
   if data_dir is None or not tf.gfile.Exists(path):
     return CLASS_NAMES
-  with tf.gfile.GFile(path) as f:
-    return [name.strip() for name in f.read().split('\n') if name.strip()]
+  try:
+    with tf.gfile.GFile(path) as f:
+      names = f.read().split('\n')
+  except UnicodeDecodeError as e:
+    raise UsageError('%s is not UTF-8: %s' % (path, e))
+  return [name.strip() for name in names if name.strip()]
 
 
 def random_crop_and_flip(image, margin, seed=None):

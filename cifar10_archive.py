@@ -234,16 +234,28 @@ class _Array(object):
 
 
 class _Unpickler(pickle.Unpickler):
-  """Builds numbers, strings, containers and plain numpy arrays, no more.
+  """Builds numbers, strings, containers and plain numpy arrays, no more."""
 
-  The few globals that numpy 1 and 2 and Python 2 and 3 write are replaced by
-  functions of this file, which check what they are given; a pickle never gets
-  hold of the real ones.
+  def __init__(self, data):
+    super(_Unpickler, self).__init__(io.BytesIO(data), encoding='bytes')
+    self._globals = _Globals()
+
+  def find_class(self, module, name):
+    return self._globals.find(module, name)
+
+
+class _Globals(object):
+  """The few globals that numpy 1 and 2 and Python 2 and 3 write.
+
+  They are replaced by methods, which check what they are given; a pickle never
+  gets hold of the real ones. The methods are not the unpickler's own: one that
+  fails keeps its stack, and if that refers to the unpickler Python never frees
+  either.
   """
 
   encoded_bytes = 0
 
-  def find_class(self, module, name):
+  def find(self, module, name):
     module = module.replace('numpy._core', 'numpy.core')
     try:
       return {
@@ -369,7 +381,7 @@ def read_pickle_from_file(filename):
     if len(data) > MAX_PICKLE_BYTES:
       raise ValueError('it has more than %d bytes' % MAX_PICKLE_BYTES)
     _check_opcodes(data)
-    batch = _Unpickler(io.BytesIO(data), encoding='bytes').load()
+    batch = _Unpickler(data).load()
     return _check_batch(batch)
   except Exception as e:
     # A broken pickle can raise nearly every kind of exception.

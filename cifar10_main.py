@@ -17,9 +17,10 @@ import cifar10_model
 import cifar10_utils
 import cluster
 import local_cluster
+import model_fn
 import training
 import usage
-from model_fn import _tower_fn, get_model_fn  # noqa: F401 (2017 names)
+from model_fn import _tower_fn  # noqa: F401 (a name of 2017)
 from tf_compat import estimator, tf, use_graph_mode
 
 # ---- input -------------------------------------------------------------------
@@ -59,6 +60,29 @@ def input_fn(data_dir, subset, num_shards, batch_size,
       with tf.device(devices[i] if devices else '/cpu:0'):
         images[i] = tf.cast(image, tf.float32)
     return images, labels
+
+
+# ---- model -------------------------------------------------------------------
+
+
+def get_model_fn(num_gpus, variable_strategy, num_workers, virtual_devices=0):
+  """The ResNet as an Estimator's model function: see model_fn.get_model_fn.
+
+  Its `params` may have the flags of 2017 alone; the others have their defaults
+  then, and CIFAR-10 its size.
+  """
+  build = model_fn.get_model_fn(num_gpus, variable_strategy, num_workers,
+                                virtual_devices)
+
+  def _model_fn(features, labels, mode, params, config=None):
+    flags = build_parser().parse_args([])
+    flags.num_examples = cifar10.SUBSETS['train']
+    vars(flags).update(vars(params))
+    flags.data_format = flags.data_format or (
+        'channels_first' if num_gpus else 'channels_last')
+    return build(features, labels, mode, flags, config)
+
+  return _model_fn
 
 
 # ---- main --------------------------------------------------------------------
@@ -130,7 +154,9 @@ def main(job_dir=None, data_dir=None, num_gpus=None, variable_strategy='CPU',
       num_intra_threads=num_intra_threads)
   checks.require_folders(flags)
   if flags.local_cluster:
-    checks.resolve_flags(flags, 1 + flags.local_cluster.get('worker', 0))
+    num_workers = 1 + flags.local_cluster.get('worker', 0)
+    cluster.check_num_workers(flags, num_workers, '--local-cluster')
+    checks.resolve_flags(flags, num_workers)
     checks.count_checked_examples(flags)
     sys.exit(local_cluster.run(flags.local_cluster, flags.max_restarts))
   trains = flags.mode in ('train', 'train_and_evaluate')
@@ -184,10 +210,9 @@ def _classify(flags, images):
   """
   if flags.mode != 'predict':
     flags = argparse.Namespace(**dict(vars(flags), **checks.SERVING))
-  model_fn = get_model_fn(flags.num_gpus, flags.variable_strategy, 1,
-                          flags.virtual_devices)
-  return model_fn([images], None, estimator.ModeKeys.PREDICT,
-                  flags).predictions
+  build = get_model_fn(flags.num_gpus, flags.variable_strategy, 1,
+                       flags.virtual_devices)
+  return build([images], None, estimator.ModeKeys.PREDICT, flags).predictions
 
 
 def _inputs(flags, task):

@@ -395,10 +395,13 @@ def all_prefixes(folder):
 def latest_checkpoint(job_dir):
   """Prefix of the newest checkpoint in `job_dir`, or None.
 
-  Also finds one whose `checkpoint` file was not copied along.
+  Also finds one whose `checkpoint` file was not copied along, or is damaged.
   """
-  return tf.train.latest_checkpoint(job_dir) or next(
-      iter(all_prefixes(job_dir)), None)
+  try:
+    on_record = tf.train.latest_checkpoint(job_dir)
+  except ValueError:  # the file is no text
+    on_record = None
+  return on_record or next(iter(all_prefixes(job_dir)), None)
 
 
 def checkpoint_step(path):

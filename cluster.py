@@ -39,16 +39,20 @@ def read_task(flags):
   others, also where all processes are started with the same flags.
   """
   task = parse_tf_config(os.environ.get('TF_CONFIG', ''), flags.job_dir)
-  num_workers = task.num_workers if task else 1
-  if flags.num_workers not in (None, num_workers):
-    raise UsageError('--num-workers %d: TF_CONFIG has %d, counting the chief' %
-                     (flags.num_workers, num_workers))
+  check_num_workers(flags, task.num_workers if task else 1, 'TF_CONFIG')
   if task and not task.trains:
     os.environ['CUDA_VISIBLE_DEVICES'] = ''
     # None: whatever a CPU takes; a checkpoint is the same for all of them.
     flags.num_gpus = flags.data_format = None
     flags.variable_strategy = 'CPU'
   return task
+
+
+def check_num_workers(flags, num_workers, where):
+  """Raises UsageError unless --num-workers is left out, or right."""
+  if flags.num_workers not in (None, num_workers):
+    raise UsageError('--num-workers %d: %s has %d, counting the chief' %
+                     (flags.num_workers, where, num_workers))
 
 
 # ---- what the Estimator is told ----------------------------------------------

@@ -15,9 +15,14 @@ GRADIENT_NAME = 'CustomSigmoidGradient'
 
 
 def np_sigmoid(x, k):
-  """1 / (1 + exp(-k x)) in numpy; same shape and dtype as x, k a number."""
+  """1 / (1 + exp(-k x)) in numpy; same shape and dtype as x, k a number.
+
+  Integers, which have no dtype for the result, give float64.
+  """
+  x = np.asarray(x)
   small = np.exp(-np.abs(k * x))  # at most 1: no overflow on either side
-  return (np.where(k * x < 0, small, 1) / (1 + small)).astype(x.dtype)
+  y = np.where(k * x < 0, small, 1) / (1 + small)
+  return y.astype(x.dtype if x.dtype.kind == 'f' else np.float64)
 
 
 def tf_sigmoid_gradient(op, grad):

@@ -138,7 +138,8 @@ def find_pictures(paths):
       continue
     names = sorted(tf.gfile.ListDirectory(path))
     chosen = [name for name in names
-              if name.lower().endswith(predict.PICTURES)]
+              if name.lower().endswith(predict.PICTURES) and
+              not tf.gfile.IsDirectory(os.path.join(path, name))]
     if not chosen:
       raise UsageError('--images %s has no %s file' %
                        (path, ', '.join(predict.PICTURES)))
@@ -206,7 +207,7 @@ def read_labels(path, num_classes):
     return None
   try:
     with tf.gfile.GFile(path) as f:
-      names = f.read().rstrip('\n').split('\n')
+      names = f.read().rstrip().split('\n')
   except (tf.errors.OpError, UnicodeDecodeError) as e:
     raise UsageError('--labels %s cannot be read: %s' % (path, e))
   if len(names) != num_classes:
@@ -217,9 +218,10 @@ def read_labels(path, num_classes):
 
 def classify_pictures(flags, checkpoint):
   """Prints file, class, probability and name, tabs between, best first."""
-  if not 1 <= flags.top <= flags.num_classes:
+  top = min(5, flags.num_classes) if flags.top is None else flags.top
+  if not 1 <= top <= flags.num_classes:
     raise UsageError('--top %d: expected 1 to %d, the number of classes' %
-                     (flags.top, flags.num_classes))
+                     (top, flags.num_classes))
   names = read_labels(flags.labels, flags.num_classes)
   paths = find_pictures(flags.images)
   reader = PictureReader(flags.image_size, flags.skip_bad)
@@ -231,7 +233,7 @@ def classify_pictures(flags, checkpoint):
       found = session.run(probabilities, {images: [p for _, p in batch]})
       bar.update(len(batch))
       for (path, _), row in zip(batch, found):
-        for index in np.argsort(-row, kind='stable')[:flags.top]:
+        for index in np.argsort(-row, kind='stable')[:top]:
           bar.write('%s\t%d\t%.6f' % (path, index, row[index]) +
                     ('\t' + names[index] if names else ''))
   if reader.skipped == len(paths):
@@ -361,7 +363,8 @@ def build_parser():
                     help='write every variable to a NumPy file')
   jobs.add_argument('--download', metavar='DIR',
                     help='fetch the published checkpoint (about 220 MB)')
-  add('--top', type=int, default=5, help='classes per picture (default: 5)')
+  add('--top', type=int, help='classes per picture (default: 5, or all of '
+      'fewer)')
   add('--labels', metavar='FILE', help='names of the classes, one per line')
   add('--skip-bad', action='store_true',
       help='name and count unreadable pictures instead of ending')
@@ -390,6 +393,9 @@ def check_flags(flags):
     if getattr(flags, name) < lowest:
       raise UsageError('--%s %d: expected at least %d' % (
           name.replace('_', '-'), getattr(flags, name), lowest))
+  if not flags.subsets:
+    raise UsageError('--subsets is empty: expected some of %s' %
+                     ', '.join(cifar10.SUBSETS))
   if not flags.checkpoint and not flags.download:
     raise UsageError('--checkpoint is missing; --download fetches one')
   if bool(flags.features) != bool(flags.data_dir):

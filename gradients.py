@@ -22,7 +22,8 @@ def per_example_gradients(loss_per_example, variables, vectorized=False):
   def gradients_of(index):
     # A product rather than loss_per_example[index], whose gradient
     # vectorized_map of 1.15 cannot convert.
-    loss = tf.reduce_sum(loss_per_example * tf.one_hot(index, count))
+    loss = tf.reduce_sum(loss_per_example * tf.one_hot(
+        index, count, dtype=loss_per_example.dtype))
     return [tf.convert_to_tensor(g) for g in tf.gradients(
         loss, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO)]
 

@@ -113,6 +113,8 @@ class LocalCluster(object):
 
   def _handle_end(self, task, returncode):
     """Restarts a task that died; returns its status as a shell would."""
+    if returncode == -signal.SIGTERM and signal.SIGTERM in self._signals:
+      return 0  # it had not begun, so that there was nothing to save
     status = returncode if returncode >= 0 else 128 - returncode
     if not status or self._signals:
       return status

@@ -202,9 +202,12 @@ def _advice(tensor, flags):
     return ('the pictures were not finite: look at parser and preprocess in '
             'cifar10.py')
   half = '--learning-rate %g' % (flags.learning_rate / 2)
-  if flags.block != 'v1' and flags.learning_rate > 0.05:
+  # Other networks than the ResNet have no --block.
+  if getattr(flags, 'block', 'v1') != 'v1' and flags.learning_rate > 0.05:
     return ('pre-activation units diverge at rates near 0.1: halve the rate, '
             + half)
+  if not flags.max_restores:  # none are wanted, or there is no such flag
+    return 'halve the rate, ' + half
   return 'halve the rate, %s; --on-nan restore does so by itself' % half
 
 

@@ -31,19 +31,24 @@ def list_files(inputs):
   """
   paths = []
   for path in inputs:
-    if not tf.gfile.Exists(path):
-      raise UsageError('--input %s is not there' % path)
-    if not tf.gfile.IsDirectory(path):
-      paths.append(path)
-      continue
-    found = [os.path.join(path, name)
-             for name in sorted(tf.gfile.ListDirectory(path))
-             if name.lower().endswith(PICTURES + RECORDS) and name[0] != '.']
-    if not found:
-      raise UsageError('--input %s has no %s' %
-                       (path, ', '.join(PICTURES + RECORDS)))
-    paths += found
+    try:
+      if not tf.gfile.Exists(path):
+        raise UsageError('--input %s is not there' % path)
+      paths += _list_folder(path) if tf.gfile.IsDirectory(path) else [path]
+    except UnicodeError as e:
+      raise UsageError('--input %a: expected names in UTF-8: %s' % (path, e))
   return paths
+
+
+def _list_folder(folder):
+  paths = [os.path.join(folder, name)
+           for name in sorted(tf.gfile.ListDirectory(folder))
+           if name.lower().endswith(PICTURES + RECORDS) and name[0] != '.']
+  files = [path for path in paths if not tf.gfile.IsDirectory(path)]
+  if not files:
+    raise UsageError('--input %s has no %s' %
+                     (folder, ', '.join(PICTURES + RECORDS)))
+  return files
 
 
 def _is_picture(path):
@@ -176,8 +181,11 @@ def _opened(output):
   try:
     yield sys.stdout
     sys.stdout.flush()
-  except BrokenPipeError:  # as of `| head`: nobody reads on
+  except OSError as e:
+    # What is left in the buffer must not fail once more at the exit.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if not isinstance(e, BrokenPipeError):  # as of `| head`: nobody reads on
+      raise UsageError('--output - cannot be written: %s' % e)
 
 
 def _csv_writer(file, class_names, has_labels):

@@ -37,6 +37,9 @@ setup(
         'test': ['pytest >=7', 'pytest-xdist', 'hypothesis', 'scikit-learn',
                  'pyyaml', 'playwright' + NEW_PYTHON],
         'dev': ['nox', 'ruff'],
+        # There are wheels for nothing else.
+        'fuzz': ['atheris >=3; sys_platform == "linux" and '
+                 'platform_machine == "x86_64" and python_version >= "3.11"'],
         'gpu': ['tensorflow[and-cuda] >=2.15, <2.22, !=2.20.*' + NEW_PYTHON],
     },
 )

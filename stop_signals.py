@@ -72,9 +72,9 @@ class StopHook(tf.train.SessionRunHook):
 
 
 class EndEvaluationHook(tf.train.SessionRunHook):
-  """Ends an evaluation in the middle of training at once.
+  """Ends an evaluation in the middle or at the end of training at once.
 
-  Nothing is lost: the checkpoint that it evaluates was saved just before.
+  Nothing is lost: the checkpoint that it evaluates was saved before.
   """
 
   def after_run(self, run_context, run_values):

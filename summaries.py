@@ -4,6 +4,7 @@ Training and evaluation use the same tags (`loss`, `accuracy`,
 `loss/cross_entropy`, ...), so that their curves lie over each other. Nothing
 here runs in an ordinary step: summaries are fetched every --summary-steps.
 """
+import contextlib
 import os
 
 import numpy as np
@@ -75,7 +76,8 @@ def add_activation_pictures(data_format):
     with tf.name_scope('maps/'):
       if data_format == 'channels_first':
         x = tf.transpose(x, [0, 2, 3, 1])
-      maps = x[0][:, :, tf.newaxis]  # [H, W, 1, C]: C grey pictures
+      # A picture cannot be bfloat16.
+      maps = tf.cast(x[0], tf.float32)[:, :, tf.newaxis]  # [H, W, 1, C]: C grey
       grid = visualize_weights.put_kernels_on_grid(maps)
     tf.summary.image('outputs/' + layer, grid, max_outputs=1)
 
@@ -149,8 +151,10 @@ class ProfileHook(tf.train.SessionRunHook):
       path = os.path.join(self._output_dir, 'timeline-%d.json' % self._step)
       with tf.gfile.GFile(path, 'w') as f:
         f.write(chrome_trace(run_values.run_metadata))
-      tf.summary.FileWriterCache.get(self._output_dir).add_run_metadata(
-          run_values.run_metadata, 'step_%d' % self._step)
+      # A step that --on-nan restore goes back to has its tag already.
+      with contextlib.suppress(ValueError):
+        tf.summary.FileWriterCache.get(self._output_dir).add_run_metadata(
+            run_values.run_metadata, 'step_%d' % self._step)
     self._step += self._steps_per_call
 
 

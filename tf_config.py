@@ -1,6 +1,7 @@
 """TF_CONFIG -> which process of which cluster this is, strictly checked."""
 import collections
 import json
+import os
 import re
 
 from usage import UsageError
@@ -9,9 +10,10 @@ KEYS = ('cluster', 'task', 'model_dir', 'environment', 'job')
 TASK_KEYS = ('type', 'index', 'trial', 'cloud')
 # 2017 said master for what is called chief since.
 JOBS = ('chief', 'master', 'worker', 'ps', 'evaluator')
-# Names, IPv4 and, in brackets, IPv6.
+# Names of labels of at most 63 characters, IPv4 and, in brackets, IPv6.
 ADDRESS = re.compile(
-    r'([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+(%[A-Za-z0-9]+)?\]):([1-9][0-9]{0,4})')
+    r'(([A-Za-z0-9_-]{1,63}\.)*[A-Za-z0-9_-]{1,63}\.?|'
+    r'\[[0-9A-Fa-f:.]+(%[A-Za-z0-9]+)?\]):(?P<port>[1-9][0-9]{0,4})')
 
 
 class Task(collections.namedtuple('Task', 'jobs type index')):
@@ -78,8 +80,8 @@ def parse_tf_config(text, job_dir=None):
   model_dir = config.get('model_dir', job_dir)
   if job_dir is not None:
     _require(isinstance(model_dir, str) and
-             model_dir.rstrip('/') == job_dir.rstrip('/'), 'model_dir',
-             model_dir, 'the same as --job-dir %s' % job_dir)
+             os.path.abspath(model_dir) == os.path.abspath(job_dir),
+             'model_dir', model_dir, 'the same as --job-dir %s' % job_dir)
   jobs = _parse_cluster(config.get('cluster'))
   job_type, index = _parse_task(config.get('task'), jobs)
   jobs.pop('evaluator', None)  # TensorFlow: not a part of the cluster
@@ -91,7 +93,16 @@ def parse_tf_config(text, job_dir=None):
 def _require(condition, key, value, expected):
   if not condition:
     raise UsageError('TF_CONFIG: %s is %s; expected %s' %
-                     (key, json.dumps(value), expected))
+                     (key, _show(value), expected))
+
+
+def _show(value):
+  """The value as JSON, cut where it is too long for a line."""
+  try:
+    text = json.dumps(value)
+  except RecursionError:  # json reads a little deeper than it writes
+    return 'nested too deeply'
+  return text if len(text) <= 200 else text[:200] + '...'
 
 
 def _no_duplicates(pairs):
@@ -99,7 +110,7 @@ def _no_duplicates(pairs):
   keys = [key for key, _ in pairs]
   for key in keys:
     if keys.count(key) > 1:
-      raise ValueError('key "%s" is there twice' % key)
+      raise ValueError('key %s is there twice' % _show(key))
   return dict(pairs)
 
 
@@ -109,7 +120,7 @@ def _check_keys(where, value, allowed):
   for key in value:
     if key not in allowed:
       raise UsageError('TF_CONFIG: %s is no key of %s; expected %s' % (
-          json.dumps(key), where or 'TF_CONFIG', ', '.join(allowed)))
+          _show(key), where or 'TF_CONFIG', ', '.join(allowed)))
 
 
 def _parse_cluster(value):
@@ -141,7 +152,7 @@ def _parse_cluster(value):
 
 def _is_address(value):
   match = isinstance(value, str) and ADDRESS.fullmatch(value)
-  return bool(match) and int(match.group(3)) <= 65535
+  return bool(match) and int(match.group('port')) <= 65535
 
 
 def _parse_task(value, jobs):
@@ -156,7 +167,7 @@ def _parse_task(value, jobs):
            'one that is in cluster: ' + ', '.join(sorted(jobs)))
   count = len(jobs.get(job_type, 'x'))
   index = value.get('index')
-  if isinstance(index, str) and index.isascii() and index.isdigit():
+  if isinstance(index, str) and re.fullmatch('[0-9]{1,9}', index):
     index = int(index)  # some launchers quote it
   _require(type(index) is int and 0 <= index < count, 'task.index', index,
            'an integer from 0 to %d' % (count - 1))

@@ -233,7 +233,10 @@ def run(make_classifier, inputs, flags, checkpoint, task=None, classify=None):
     _evaluate_all_along(make_classifier(task), inputs, flags, classify, task,
                         checkpoint)
     return
-  if flags.mode != 'evaluate':
+  if flags.mode == 'evaluate':
+    _evaluate(make_classifier(None), inputs, flags, checkpoint)
+    return
+  with stop_signals.noted():
     step = cifar10_utils.checkpoint_step(checkpoint) if checkpoint else 0
     if step >= flags.train_steps:
       tf.logging.info('Nothing left to train: %s is at step %d, --train-steps '
@@ -243,10 +246,10 @@ def run(make_classifier, inputs, flags, checkpoint, task=None, classify=None):
                       'reached', flags.early_stop_evals)
     else:
       _train(make_classifier, inputs, flags, checkpoint, classify, task)
-  if flags.mode != 'train' and (not task or task.is_chief):
-    if flags.mode != 'evaluate':
       checkpoint = cifar10_utils.latest_checkpoint(flags.job_dir)
-    _evaluate(make_classifier(None), inputs, flags, checkpoint)
+    if flags.mode != 'train' and (not task or task.is_chief):
+      _evaluate(make_classifier(None), inputs, flags, checkpoint,
+                [stop_signals.EndEvaluationHook()])
   if task:
     cluster.leave(0)
 
@@ -259,7 +262,7 @@ def _train(make_classifier, inputs, flags, checkpoint, classify, task):
   if flags.summaries != 'none' and is_chief:
     summaries.write_flags(flags.job_dir, vars(flags), checkpoint)
   restores = 0
-  with stop_signals.noted(), _full_disk_explained(flags.job_dir):
+  with _full_disk_explained(flags.job_dir):
     while True:
       if checkpoint and is_chief:  # the Estimator resumes from that on record
         checkpoints.make_latest(flags.job_dir, checkpoint)
@@ -409,14 +412,14 @@ def _evaluation_hooks(classifier, flags, name=None):
       cifar10.class_names(flags.data_dir, flags.num_classes))]
 
 
-def _evaluate(classifier, inputs, flags, checkpoint):
+def _evaluate(classifier, inputs, flags, checkpoint, hooks=()):
   """Evaluates a checkpoint; prints one line, and a table where asked to."""
   name = 'test' if flags.subset == 'eval' else flags.subset
   names = cifar10.class_names(flags.data_dir, flags.num_classes)
   hook = report.ReportHook(names, cifar10.count_named_classes(flags.data_dir))
   results = classifier.evaluate(
       inputs[flags.subset], name=name, checkpoint_path=checkpoint,
-      hooks=_evaluation_hooks(classifier, flags, name) + [hook])
+      hooks=_evaluation_hooks(classifier, flags, name) + [hook, *hooks])
   print('eval: accuracy=%.4f loss=%.4f global_step=%d examples=%d' %
         (results['accuracy'], results['loss'], results['global_step'],
          results['examples']))

@@ -86,21 +86,30 @@ def read_variable(checkpoint, name):
   """The value of a variable in a checkpoint.
 
   Raises:
-    UsageError: if there is no such variable.
+    UsageError: if there is no such variable, or it cannot be read.
   """
   reader = cifar10_utils.open_checkpoint(checkpoint, '--checkpoint')
   if not reader.has_tensor(name):
     raise UsageError('--variable %s is not in %s; --list-variables shows what '
                      'is' % (name, checkpoint))
-  return reader.get_tensor(name)
+  return checkpoint_variables.read(reader, checkpoint, name)
 
 
 def import_graph(checkpoint):
-  """Imports the graph a checkpoint came with; returns its Saver."""
+  """Imports the graph a checkpoint came with; returns its Saver.
+
+  Raises:
+    UsageError: if there is none, or it cannot be read.
+  """
   if not tf.gfile.Exists(checkpoint + '.meta'):
     raise UsageError('%s.meta is missing: without it the checkpoint has no '
                      'graph' % checkpoint)
-  return tf.train.import_meta_graph(checkpoint + '.meta', clear_devices=True)
+  try:
+    return tf.train.import_meta_graph(checkpoint + '.meta', clear_devices=True)
+  except Exception as e:
+    # What is no graph is taken for text: protobuf raises various errors.
+    raise UsageError('%s.meta cannot be read as a graph: %s' % (
+        checkpoint, (str(e).splitlines() or [''])[0]))
 
 
 def print_variables(checkpoint, which):
@@ -136,7 +145,8 @@ def fetch_tensor(checkpoint, name):
     numpy array; maps are [N, H, W, C] in both data formats.
 
   Raises:
-    UsageError: if there is no such tensor, or its input data are gone.
+    UsageError: if there is no such tensor, its input data are gone, or the
+      checkpoint is damaged.
   """
   saver = import_graph(checkpoint)
   graph = tf.get_default_graph()
@@ -150,7 +160,11 @@ def fetch_tensor(checkpoint, name):
   if tensor.dtype == tf.resource and name not in variables:
     raise UsageError('--fetch %s is a handle, not numbers' % name)
   with tf.Session() as session:
-    saver.restore(session, checkpoint)
+    try:
+      saver.restore(session, checkpoint)
+    except (tf.errors.OpError, ValueError) as e:
+      raise UsageError('%s cannot be restored: %s' %
+                       (checkpoint, str(e).splitlines()[0]))
     session.run(tf.local_variables_initializer())
     try:
       value = session.run(variables.get(name, tensor))

@@ -1,4 +1,5 @@
 """cifar10_main.py as its users run it: real processes, real data."""
+import argparse
 import fcntl
 import os
 import pty
@@ -21,8 +22,9 @@ from conftest import (
 )
 
 import cifar10_main
+import cifar10_utils
 import usage
-from tf_compat import tf
+from tf_compat import estimator, tf
 
 SMALL = ['--num-layers', 8, '--train-batch-size', 32, '--batch-norm-decay', 0.9,
          '--use-distortion-for-training', 'False', '--seed', 1]
@@ -206,6 +208,14 @@ def refused(capsys, *args):
      '--eval-batch-size 101: expected a multiple of the 2 towers'),
     (['--train-batch-size', 0], '--train-batch-size 0: expected'),
     (['--train-steps', -5], '--train-steps -5: expected'),
+    (['--train-batch-size', 10**20], 'expected a number of at most 2147483647'),
+    (['--eval-batch-size', 10**20], 'expected a number of at most 2147483647'),
+    (['--num-intra-threads', 2**31], 'expected a number of at most 2147483647'),
+    (['--learning-rate', 1e39], 'expected a number of at most 2147483647'),
+    (['--lr-boundaries-epochs', 'inf', '--lr-factors', '1,1'],
+     '--lr-boundaries-epochs [inf]: expected numbers of at most'),
+    (['--lr-factors', '1,1,1,inf'], '--lr-factors [1.0, 1.0, 1.0, inf]: expe'),
+    (['--batch-norm-epsilon', 'inf'], '--batch-norm-epsilon inf: expected'),
     (['--learning-rate', 'nan'], '--learning-rate nan: expected'),
     (['--momentum', 1], '--momentum 1.0: expected a number in [0, 1)'),
     (['--batch-norm-decay', 2], '--batch-norm-decay 2.0: expected'),
@@ -220,7 +230,12 @@ def refused(capsys, *args):
     (['--data-format', 'NHWC'], "--data-format: invalid choice: 'NHWC'"),
     (['--mode', 'evaluate'], 'has no checkpoint; train first'),
     (['--sync'], '--sync'),
+    (['--local-cluster', 'ps=1', '--num-workers', 2],
+     '--num-workers 2: --local-cluster has 1'),
+    (['--local-cluster', 'ps=1', '--mode', 'evaluate'], '--mode train'),
     (['--job-dir', 'job[1]'], '--job-dir job[1]: expected a name without'),
+    (['--export-best', '--mode', 'train'], '--export-best with --mode train'),
+    (['--early-stop-evals', 3, '--mode', 'train'], '--early-stop-evals with'),
     (['--num_gpus', 1], 'unrecognized arguments: --num_gpus'),
 ])
 def test_bad_flags_are_refused_in_one_line(capsys, digits_dir, tmp_path, args,
@@ -258,6 +273,15 @@ def test_a_corrupt_record_is_named(capsys, digits_dir, tmp_path):
   path.write_bytes(bytes(data))
   error = refused(capsys, '--data-dir', data_dir, '--job-dir', tmp_path / 'job')
   assert '%s: record 17 (counted from 0) is corrupt' % path in error
+  assert not (tmp_path / 'job').exists()
+
+
+def test_class_names_that_are_no_text_are_refused(capsys, digits_dir, tmp_path):
+  data_dir = tmp_path / 'data'
+  shutil.copytree(digits_dir, str(data_dir))
+  (data_dir / 'classes.txt').write_bytes(u'm\xf6we\n'.encode('latin-1'))
+  error = refused(capsys, '--data-dir', data_dir, '--job-dir', tmp_path / 'job')
+  assert '%s is not UTF-8' % (data_dir / 'classes.txt') in error
   assert not (tmp_path / 'job').exists()
 
 
@@ -307,6 +331,22 @@ def test_main_takes_the_arguments_of_2017(digits_dir, tmp_path):
         variable_strategy='CPU', use_distortion_for_training=True,
         log_device_placement=False, num_intra_threads=0, train_steps=0,
         train_batch_size=128, momentum=0.9)
+
+
+def test_the_model_function_takes_the_params_of_2017(digits_dir, tmp_path):
+  params = argparse.Namespace(
+      num_layers=8, train_steps=2, train_batch_size=8, eval_batch_size=50,
+      momentum=0.9, weight_decay=2e-4, learning_rate=0.1, sync=False,
+      num_inter_threads=0, data_format=None, batch_norm_decay=0.997,
+      batch_norm_epsilon=1e-5)
+  classifier = estimator.Estimator(
+      cifar10_main.get_model_fn(0, 'CPU', 1), params=params,
+      config=cifar10_utils.RunConfig(model_dir=str(tmp_path)))
+  classifier.train(lambda: cifar10_main.input_fn(digits_dir, 'train', 0, 8),
+                   max_steps=2)
+  results = classifier.evaluate(
+      lambda: cifar10_main.input_fn(digits_dir, 'eval', 0, 50))
+  assert (results['global_step'], results['examples']) == (2, 299)
 
 
 @pytest.mark.parametrize('subset, sizes', [('train', [4, 4, 4]),

@@ -148,7 +148,7 @@ def save(path, **shapes):
     return tf.train.Saver().save(session, path)
 
 
-def test_latest_checkpoint_needs_no_state_file(tmp_path):
+def test_latest_checkpoint_needs_no_whole_state_file(tmp_path):
   job_dir = str(tmp_path / 'job')
   assert cifar10_utils.latest_checkpoint(job_dir) is None
   for step in (9, 10):
@@ -156,6 +156,9 @@ def test_latest_checkpoint_needs_no_state_file(tmp_path):
   assert cifar10_utils.latest_checkpoint(job_dir) == prefix
   os.remove(os.path.join(job_dir, 'checkpoint'))
   assert cifar10_utils.latest_checkpoint(job_dir) == prefix  # 10, not '9'
+  with open(os.path.join(job_dir, 'checkpoint'), 'wb') as f:
+    f.write(b'\xff\x00model')
+  assert cifar10_utils.latest_checkpoint(job_dir) == prefix
   assert cifar10_utils.checkpoint_step(prefix) == 10
 
 

@@ -53,7 +53,7 @@ def pictures(tmp_path_factory):
             random.randint(0, 256, (1, 1, 4), np.uint8)))):
       (folder / name).write_bytes(encode(op))
   (folder / 'notes.txt').write_text('no picture')
-  (folder / 'folder.png.d').mkdir()
+  (folder / 'folder.png').mkdir()
   return folder
 
 
@@ -65,7 +65,8 @@ def classify(capsys, checkpoint, *args):
 def test_pictures_are_classified_in_order_with_names(
     inception_checkpoint, pictures, tmp_path, capsys):
   labels = tmp_path / 'labels.txt'
-  labels.write_text(''.join('name %d\n' % i for i in range(1001)))
+  labels.write_bytes(''.join('name %d\r\n' % i for i in range(1001)).encode() +
+                     b'\r\n')  # as Windows ends lines, and an empty one
   rows = classify(capsys, inception_checkpoint, '--images', pictures, '--top',
                   2, '--labels', labels, '--batch-size', 3)
   names = ['a.JPEG', 'b.jpg', 'c.png', 'd.png']
@@ -143,6 +144,7 @@ def test_a_bad_picture_is_an_error_of_one_line(inception_checkpoint,
     (['--batch-size', 0], '--batch-size 0: expected at least 1'),
     (['--exclude-scopes', 'Logits'], '--exclude-scopes Logits: no variable'),
     (['--data-dir', 'x'], '--features OUT and --data-dir DIR'),
+    (['--subsets', ''], '--subsets is empty: expected some of train'),
 ])
 def test_bad_flags_are_refused(inception_checkpoint, pictures, tmp_path, args,
                                message):
@@ -184,7 +186,7 @@ def test_a_truncated_checkpoint_is_refused(inception_checkpoint, pictures,
 def test_excluded_heads_may_have_any_number_of_classes(
     inception_checkpoint, pictures, capsys):
   rows = classify(capsys, inception_checkpoint, '--images', pictures / 'c.png',
-                  '--num-classes', 3, '--top', 3, '--exclude-scopes',
+                  '--num-classes', 3, '--exclude-scopes',
                   'InceptionResnetV2/Logits')
   assert sorted(int(row[1]) for row in rows) == [0, 1, 2]
 

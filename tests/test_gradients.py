@@ -7,11 +7,12 @@ import model_base
 from tf_compat import tf
 
 
+@pytest.mark.parametrize('dtype', [tf.float32, tf.float64])
 @pytest.mark.parametrize('vectorized', [False, True])
-def test_squared_error_by_hand(vectorized):
+def test_squared_error_by_hand(vectorized, dtype):
   # loss_i = (w x_i)^2, gradient 2 w x_i^2
-  x = tf.placeholder(tf.float32, [None])
-  w = tf.get_variable('w', [], initializer=tf.constant_initializer(3.))
+  x = tf.placeholder(dtype, [None])
+  w = tf.get_variable('w', [], dtype, tf.constant_initializer(3.))
   each, = gradients.per_example_gradients(tf.square(w * x), [w], vectorized)
   with tf.Session() as session:
     session.run(tf.global_variables_initializer())

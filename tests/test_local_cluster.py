@@ -111,6 +111,13 @@ def test_an_error_in_the_flags_is_not_tried_again():
   assert len(out) == 2
 
 
+def test_children_that_are_stopped_at_their_start_do_not_hide_why():
+  status, _, _ = run({'worker': 1, 'ps': 1},
+                     'if task[0] == "worker": sys.exit(2)\n'
+                     'time.sleep(50)')
+  assert status == 2
+
+
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
 def test_signals_go_to_all_children_and_the_worst_status_counts(number):
   process = start({'worker': 1, 'ps': 1}, (

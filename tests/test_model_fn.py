@@ -9,6 +9,7 @@ from conftest import GOLDEN
 import cifar10_main
 import cifar10_model
 import model_fn
+import summaries
 from tf_compat import estimator, tf
 
 
@@ -219,3 +220,13 @@ def test_short_precision_trains_alike_on_the_same_variables(
     losses = [session.run([spec.loss, spec.train_op])[0] for _ in range(3)]
   # 8 or 11 bits of significand, through eight layers and three steps.
   np.testing.assert_allclose(losses, golden['losses'], rtol=tolerance)
+
+
+@pytest.mark.parametrize('precision', ['float32', 'bfloat16', 'float16'])
+def test_intermediate_outputs_of_any_precision_are_pictures(golden, precision):
+  build(golden, mode='eval', precision=precision)
+  summaries.add_activation_pictures('channels_last')
+  pictures = [tensor for tensor in tf.get_collection(tf.GraphKeys.SUMMARIES)
+              if tensor.op.type == 'ImageSummary']
+  assert len(pictures) == 4  # the first convolution and three units
+  assert {tensor.op.inputs[1].dtype for tensor in pictures} == {tf.float32}

@@ -14,6 +14,7 @@ from conftest import (
     GOLDEN,
     ROOT,
     encode,
+    error_lines,
     golden_probabilities,
     refused_main,
     run_command,
@@ -67,6 +68,7 @@ def test_pictures_give_what_their_pixels_give(golden, tmp_path):
   for i, image in enumerate(golden['images']):
     (tmp_path / ('%d.png' % (7 - i))).write_bytes(encode(image))
   (tmp_path / 'notes.txt').write_text('no picture')
+  (tmp_path / 'folder.png').mkdir()
   rows = predict(tmp_path / 'out.jsonl', '--input', tmp_path)
   np.testing.assert_allclose([row['probabilities'] for row in rows],
                              golden_probabilities(golden)[::-1], atol=ATOL)
@@ -211,6 +213,37 @@ def test_bombs_are_refused_within_a_gibibyte(tmp_path):
 def test_bad_arguments_are_refused(capsys, args, message):
   assert message in refused_main(capsys, '--mode', 'predict', '--checkpoint',
                                  GOLDEN, *args)
+
+
+def test_folders_in_a_folder_are_left_out_whatever_their_names(tmp_path):
+  (tmp_path / 'x.png').mkdir()
+  (tmp_path / 'y.png').write_bytes(encode(constant(9, 9, 3, 7)))
+  rows = predict(tmp_path / 'out.csv', '--input', tmp_path)
+  assert [row['input'] for row in rows] == [str(tmp_path / 'y.png')]
+
+
+def test_names_that_are_not_utf_8_are_refused(capsys, tmp_path):
+  path = os.fsencode(str(tmp_path)) + b'/\xff.png'
+  with open(path, 'wb') as f:
+    f.write(encode(constant(9, 9, 3, 7)))
+  for name in (os.fsdecode(path), tmp_path):
+    assert 'expected names in UTF-8' in refused_main(
+        capsys, '--mode', 'predict', '--checkpoint', GOLDEN, '--input', name)
+
+
+@pytest.mark.skipif(not os.path.exists('/dev/full'), reason='no /dev/full')
+def test_a_standard_output_that_is_full_ends_in_one_line(tmp_path):
+  (tmp_path / 'x.png').write_bytes(encode(constant(9, 9, 3, 7)))
+  with open('/dev/full', 'w') as full:
+    done = subprocess.run(
+        [sys.executable, os.path.join(ROOT, 'cifar10_main.py'), '--mode',
+         'predict', '--num-layers', '8', '--checkpoint', GOLDEN, '--input',
+         str(tmp_path)], stdout=full, stderr=subprocess.PIPE, timeout=240,
+        universal_newlines=True)
+  assert done.returncode == 2
+  assert error_lines(done.stderr) == [
+      'cifar10_main.py: error: --output - cannot be written: [Errno 28] No '
+      'space left on device']
 
 
 def test_bad_records_are_named(capsys, golden, tmp_path):

@@ -44,5 +44,6 @@ def test_training_reaches_its_directories_through_tf_gfile_only():
 
 
 def test_files_stay_short_enough_to_read():
-  for path in glob.glob(os.path.join(ROOT, '*.py')):
+  for path in (glob.glob(os.path.join(ROOT, '*.py')) +
+               glob.glob(os.path.join(ROOT, '*', '*.py'))):
     assert len(read(path).splitlines()) < 500, path

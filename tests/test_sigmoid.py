@@ -109,6 +109,14 @@ def test_two_graphs_and_a_reload_do_not_clash():
       assert y == 0.5
 
 
+@pytest.mark.parametrize('x', [1, [1, 1], np.array([1, 1]), np.float32(1)])
+def test_numpy_takes_numbers_lists_and_integers(x):
+  y = custom_sigmoid.np_sigmoid(x, 2)
+  assert y.shape == np.shape(x)
+  assert y.dtype == (np.float32 if isinstance(x, np.float32) else np.float64)
+  np.testing.assert_allclose(y, 1 / (1 + np.exp(-2)), rtol=1e-6)
+
+
 def test_a_steepness_per_element_is_refused():
   with pytest.raises(ValueError, match='k must be a scalar'):
     custom_sigmoid.sigmoid(tf.zeros([2]), tf.zeros([2]))

@@ -13,6 +13,9 @@ import pytest
 from conftest import run_command
 from six.moves import urllib
 
+import summaries
+from tf_compat import tf
+
 DIGITS = ['digit_%d' % i for i in range(10)]
 TRAINING_SCALARS = {
     'loss', 'loss/cross_entropy', 'loss/weight_decay', 'accuracy',
@@ -113,6 +116,18 @@ def test_flags_are_in_the_hparams_tab(server):
     experiment = json.loads(response.read().decode())
   names = {info['name'] for info in experiment['hparamInfos']}
   assert {'num_layers', 'learning_rate', 'train_batch_size'} <= names
+
+
+def test_steps_that_a_restore_repeats_are_traced_again(tmp_path):
+  step = tf.train.get_or_create_global_step()
+  next_step = step.assign_add(1)
+  for _ in range(2):  # one session before the restore, one after it
+    hook = summaries.ProfileHook(0, 2, str(tmp_path))
+    with tf.train.SingularMonitoredSession([hook]) as session:
+      session.run(next_step)
+      session.run(next_step)
+  assert {'timeline-0.json', 'timeline-1.json'} <= set(os.listdir(
+      str(tmp_path)))
 
 
 def test_the_profile_is_a_chrome_trace(job_dir):

@@ -48,6 +48,9 @@ MALFORMED = [
     (clustered(worker=[]), 'cluster.worker is []; expected a list of'),
     (clustered(worker='b:1'), 'cluster.worker is "b:1"; expected a list'),
     (clustered(worker=[1]), 'cluster.worker is 1; expected host:port'),
+    (clustered(worker=['b..c:1']), 'cluster.worker is "b..c:1"; expected'),
+    (clustered(worker=[64 * 'b' + ':1']), '"; expected host:port'),
+    (config(type='worker', index=5000 * '9'), 'expected an integer from 0'),
     (clustered(worker=['b']), 'cluster.worker is "b"; expected host:port'),
     (clustered(worker=['b:']), 'cluster.worker is "b:"'),
     (clustered(worker=[':1']), 'cluster.worker is ":1"'),
@@ -79,6 +82,8 @@ MALFORMED = [
     (dict(config(), model_dir='other'), 'model_dir is "other"; expected the '
      'same as --job-dir job'),
     (dict(config(), model_dir=None), 'model_dir is null'),
+    ({10**4 * 'x': 1}, '"%s... is no key of' % (199 * 'x')),
+    ('{"a\\nb": 1, "a\\nb": 1}', 'key "a\\nb" is there twice'),
 ]
 
 
@@ -89,6 +94,7 @@ def test_malformed_configs_name_the_key_and_what_was_expected(value, message):
     tf_config.parse_tf_config(text, 'job')
   assert str(error.value).startswith('TF_CONFIG: ')
   assert message in str(error.value)
+  assert '\n' not in str(error.value)
 
 
 # Runs the command once per TF_CONFIG in one process: TensorFlow loads once.
@@ -187,6 +193,7 @@ def test_what_launchers_add_is_accepted():
   task = parse(dict(config(type='worker', index='1', trial='1'),
                     environment='cloud', model_dir='job/'))
   assert (task.type, task.index) == ('worker', 1)
+  assert parse(dict(config(), model_dir='./job')) == parse(config())
 
 
 @pytest.mark.parametrize('address', [

@@ -155,6 +155,15 @@ def test_a_signal_in_an_evaluation_ends_it(digits_dir, tmp_path):
   assert steps_on_disk(tmp_path)[-1] >= 3
 
 
+def test_a_signal_in_the_last_evaluation_ends_it_too(digits_dir, job):
+  process = start(digits_dir, job, '--train-steps', 20, '--mode',
+                  'train_and_evaluate', '--eval-batch-size', 1)
+  for line in process.stderr:
+    if 'Nothing left to train' in line:
+      process.send_signal(signal.SIGTERM)
+  assert process.wait(120) == 0
+
+
 def last_step_on_record(job_dir):
   """The last step in the event files, of which a kill may cut the last record.
   """
@@ -229,6 +238,14 @@ def test_a_truncated_newest_checkpoint_gives_way_to_the_one_before(
   assert 'model.ckpt-20 cannot be used' in done.stderr
   assert 'Restoring parameters from %s/model.ckpt-10' % job in done.stderr
   assert steps_on_disk(job)[-1] == 22
+
+
+def test_the_one_before_is_evaluated_where_nothing_is_left_to_train(
+    digits_dir, job):
+  truncate(job, 'model.ckpt-20.index')
+  done = train(digits_dir, job, '--train-steps', 10, '--mode',
+               'train_and_evaluate')
+  assert ' global_step=10 ' in done.stdout
 
 
 @pytest.mark.slow

@@ -1,4 +1,5 @@
 """transfer.py: a head on features, fine-tuning from random weights."""
+import json
 import os
 import re
 import shutil
@@ -145,6 +146,14 @@ def test_a_network_needs_a_checkpoint_to_start_from(digits_dir, tmp_path):
 
 
 # ---- the whole network -------------------------------------------------------
+
+
+def test_nan_stops_with_a_report(feature_dir, tmp_path):
+  with pytest.raises(SystemExit) as stop:
+    call(transfer, *head_flags(feature_dir, tmp_path, '--learning-rate', 1e9))
+  assert stop.value.code == 3
+  report = json.loads((tmp_path / 'nan-report.json').read_text())
+  assert report['advice'] == 'halve the rate, --learning-rate 5e+08'
 
 
 def network_flags(*args):

@@ -1,5 +1,6 @@
 """visualize_weights and pictures: grids, PNG files, the command."""
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -183,3 +184,23 @@ def test_a_directory_without_checkpoint_is_refused(tmp_path):
   done = run(tmp_path, '--list-variables')
   assert done.returncode == 2
   assert 'expected a job directory with a checkpoint' in done.stderr
+
+
+@pytest.mark.parametrize('ending, args, message', [
+    ('.meta', ('--list-tensors',), 'cannot be read as a graph'),
+    ('.data', ('--variable', 'resnet/dense/kernel', '--output', 'x.png'),
+     'resnet/dense/kernel cannot be read'),
+    ('.data', ('--fetch', 'loss'), 'cannot be restored')])
+def test_a_truncated_checkpoint_is_one_line(job_dir, tmp_path, ending, args,
+                                            message):
+  for name in os.listdir(job_dir):
+    if name.startswith('model.ckpt-2.'):
+      data = (tmp_path / name)
+      shutil.copy(os.path.join(job_dir, name), str(data))
+      if ending in name:
+        data.write_bytes(data.read_bytes()[:100])
+  done = run(tmp_path, *args)
+  assert done.returncode == 2, done.stderr
+  line, = error_lines(done.stderr)
+  assert message in line
+  assert not (tmp_path / 'x.png').exists()
