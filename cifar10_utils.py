@@ -405,8 +405,13 @@ def latest_checkpoint(job_dir):
 
 
 def checkpoint_step(path):
-  """Global step in a checkpoint's name: 600 for `.../model.ckpt-600`."""
-  return int(path.rsplit('-', 1)[1])
+  """Global step of a checkpoint: 600 for `.../model.ckpt-600`.
+
+  One that a Saver wrote without a step in its name is asked.
+  """
+  number = re.search(r'-(\d+)$', path)
+  return int(number.group(1) if number else tf.train.NewCheckpointReader(
+      path).get_tensor('global_step'))
 
 
 def open_checkpoint(path, where):

@@ -162,6 +162,14 @@ def test_latest_checkpoint_needs_no_whole_state_file(tmp_path):
   assert cifar10_utils.checkpoint_step(prefix) == 10
 
 
+def test_the_step_of_a_checkpoint_without_a_number_is_in_it(tmp_path):
+  with tf.Session() as session:
+    step = tf.train.create_global_step()
+    session.run(step.assign(30, read_value=False))
+    prefix = tf.train.Saver().save(session, str(tmp_path / 'model.ckpt'))
+  assert cifar10_utils.checkpoint_step(prefix) == 30
+
+
 def test_a_checkpoint_of_another_network_names_the_variable(tmp_path):
   prefix = save(str(tmp_path / 'model.ckpt-1'), resnet__a=[2], resnet__b=[3],
                 resnet__a__Momentum=[2], other=[1])
