@@ -289,12 +289,28 @@ def find_resnet_warm_start(flags, checkpoint):
 
 def make_job_dir(job_dir):
   """Creates the job directory and tries to write there."""
-  probe = os.path.join(job_dir, '.writable')
   try:
     tf.gfile.MakeDirs(job_dir)
-    with tf.gfile.GFile(probe, 'w') as f:
-      f.write('')
-    tf.gfile.Remove(probe)
+    _try_to_write(job_dir)
   except tf.errors.OpError as e:
     raise UsageError('--job-dir %s cannot be written: %s' %
                      (job_dir, e.message))
+
+
+def check_report(path):
+  """Raises UsageError unless a file can be written there, or `path` is None.
+  """
+  try:
+    if path and tf.gfile.IsDirectory(path):
+      raise UsageError('--report %s is a folder; expected a file' % path)
+    if path:
+      _try_to_write(os.path.dirname(path))
+  except tf.errors.OpError as e:
+    raise UsageError('--report %s cannot be written: %s' % (path, e.message))
+
+
+def _try_to_write(folder):
+  probe = os.path.join(folder, '.writable')
+  with tf.gfile.GFile(probe, 'w') as f:
+    f.write('')
+  tf.gfile.Remove(probe)

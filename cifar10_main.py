@@ -171,6 +171,7 @@ def main(job_dir=None, data_dir=None, num_gpus=None, variable_strategy='CPU',
   if flags.mode in ('predict', 'export'):
     training.use(classify, flags, checks.find_matching_checkpoint(flags))
     return
+  checks.check_report(flags.report)
   # Twice, so that nothing is written for what is refused, and again when no
   # other process can write any more.
   warm_start = checks.find_resnet_warm_start(

@@ -80,6 +80,9 @@ def test_bad_arguments_are_refused(capsys, golden, tmp_path):
       (['--checkpoint', 'missing-1'], '--checkpoint missing-1: expected'),
       (['--checkpoint', GOLDEN, '--subset', 'test'], "invalid choice: 'test'"),
       (['--checkpoint', GOLDEN, '--report', tmp_path], 'is a folder'),
+      (['--checkpoint', GOLDEN, '--report', tmp_path / 'no' / 'r.json'],
+       'r.json cannot be written'),
       (['--checkpoint', GOLDEN, '--input', 'x'], '--mode predict'),
       ([], 'has no checkpoint; train first')]:
     assert message in refused_main(capsys, *(common + args))
+  assert not (tmp_path / 'job').exists()
