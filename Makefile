@@ -58,6 +58,7 @@ matrix: setup
 # One section: .venv/bin/python benchmarks/bench.py "input alone".
 bench: setup
 	$(BIN)/python benchmarks/bench.py
+	$(BIN)/python benchmarks/bench_cluster.py
 
 bench-gpu: setup
 	$(BIN)/python benchmarks/bench.py --gpu

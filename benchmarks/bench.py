@@ -285,6 +285,24 @@ def cpu_model():
   return names[0] if names else platform.processor()
 
 
+def record(name, rows, rounds, command):
+  """Adds a section to results.json."""
+  results = {}
+  if os.path.exists(RESULTS):
+    with open(RESULTS) as f:
+      results = json.load(f)
+  results[name] = {
+      'date': str(datetime.date.today()), 'rounds': rounds,
+      'cpu': '%s, %d cores' % (cpu_model(), len(os.sched_getaffinity(0))),
+      'commit': subprocess.check_output(
+          ['git', '-C', ROOT, 'rev-parse', '--short', 'HEAD'],
+          universal_newlines=True).strip(),
+      'command': command, 'rows': rows}
+  with open(RESULTS, 'w') as f:
+    json.dump(results, f, indent=1)
+    f.write('\n')
+
+
 def visible_gpus():
   sys.path.insert(0, ROOT)
   import cifar10_utils
@@ -311,10 +329,6 @@ def main(sections, rounds, python, gpu=False):
     if name not in known:
       raise SystemExit('There is no section %r, only: %s' %
                        (name, '; '.join(known)))
-  results = {}
-  if os.path.exists(RESULTS):
-    with open(RESULTS) as f:
-      results = json.load(f)
   folder = tempfile.mkdtemp()
   try:
     subprocess.check_call(
@@ -326,19 +340,9 @@ def main(sections, rounds, python, gpu=False):
       times = min(rounds, most or rounds)
       rows = (run_section(cases(), times, given, folder) if cases else
               run_records(times, given))
-      results[name] = {
-          'date': str(datetime.date.today()), 'rounds': times,
-          'cpu': '%s, %d cores' % (cpu_model(), len(os.sched_getaffinity(0))),
-          'commit': subprocess.check_output(
-              ['git', '-C', ROOT, 'rev-parse', '--short', 'HEAD'],
-              universal_newlines=True).strip(),
-          'command': 'python benchmarks/bench.py "%s" --rounds %d' % (name,
-                                                                      rounds),
-          'rows': rows}
+      record(name, rows, times, 'python benchmarks/bench.py "%s" --rounds %d' %
+             (name, rounds))
       print_table(name, rows, columns, times)
-      with open(RESULTS, 'w') as f:
-        json.dump(results, f, indent=1)
-        f.write('\n')
   finally:
     shutil.rmtree(folder)
 

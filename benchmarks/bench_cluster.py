@@ -9,8 +9,6 @@ by SIGKILL in the middle of a training on the digits and started again at once.
 Prints the tables and writes benchmarks/results.json.
 """
 import argparse
-import datetime
-import json
 import os
 import statistics
 import subprocess
@@ -18,7 +16,7 @@ import sys
 import tempfile
 import time
 
-from bench import RESULTS, ROOT, cpu_model
+from bench import ROOT, record
 
 sys.path[:0] = [ROOT, os.path.join(ROOT, 'tests')]
 
@@ -127,18 +125,8 @@ def main(sections, rounds):
   """Runs the sections (all by default) and adds them to the results."""
   for name in sections or SECTIONS:
     rows = SECTIONS[name](rounds)
-    with open(RESULTS) as f:
-      results = json.load(f)
-    results['cluster, ' + name] = {
-        'date': str(datetime.date.today()), 'rounds': rounds,
-        'cpu': '%s, %d cores, shared by all processes' % (
-            cpu_model(), len(os.sched_getaffinity(0))),
-        'command': 'python benchmarks/bench_cluster.py %s --rounds %d' % (
-            name, rounds),
-        'rows': rows}
-    with open(RESULTS, 'w') as f:
-      json.dump(results, f, indent=1)
-      f.write('\n')
+    record('cluster, ' + name, rows, rounds,
+           'python benchmarks/bench_cluster.py %s --rounds %d' % (name, rounds))
     for row in rows:
       print('%-32s' % row['case'] + ''.join(
           ' %s %.2f' % (key, value) for key, value in row.items()
