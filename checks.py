@@ -118,8 +118,10 @@ def resolve_training_flags(flags, num_workers=1):
   """Does so for the flags that training has with any network."""
   for name, lowest, highest in RANGES:
     _check_range(name, getattr(flags, name, None), lowest, highest)
-  _require(not set(flags.job_dir) & set('*?[]\\'), 'job_dir', flags.job_dir,
-           'a name without *?[]\\, which TensorFlow takes for a pattern')
+  for name in ('job_dir', 'export_dir'):
+    path = getattr(flags, name, None) or ''
+    _require(not set(path) & set('*?[]\\'), name, path,
+             'a name without *?[]\\, which TensorFlow takes for a pattern')
   _require(0 <= flags.momentum < 1, 'momentum', flags.momentum,
            'a number in [0, 1)')
   _check_schedule(flags.lr_boundaries_epochs, flags.lr_factors)

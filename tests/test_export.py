@@ -116,6 +116,10 @@ def test_only_a_new_or_empty_folder_is_taken(capsys, tmp_path):
     error = refused_main(capsys, '--mode', 'export', '--checkpoint', GOLDEN,
                          '--export-dir', tmp_path / name)
     assert '--export-dir %s' % (tmp_path / name) in error
+  # It could be written but not loaded.
+  assert '--export-dir model[1]: expected a name without' in refused_main(
+      capsys, '--mode', 'export', '--checkpoint', GOLDEN, '--export-dir',
+      'model[1]')
   assert 'needs --export-dir' in refused_main(capsys, '--mode', 'export',
                                               '--checkpoint', GOLDEN)
   run_main('--mode', 'export', '--checkpoint', GOLDEN, '--export-dir',
