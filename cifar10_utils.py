@@ -173,9 +173,12 @@ def log_variables_per_device():
   """Logs how many variables and bytes each device of the graph holds."""
   held = collections.OrderedDict()
   for variable in tf.global_variables():
-    count, size = held.get(variable.device, (0, 0))
-    held[variable.device] = (count + 1, size + variable.dtype.size *
-                             variable.shape.num_elements())
+    device = variable.device
+    if device.startswith('/job:') and '/device:' not in device:
+      device += '/device:CPU:0'  # where a server puts what names only itself
+    count, size = held.get(device, (0, 0))
+    held[device] = (count + 1, size + variable.dtype.size *
+                    variable.shape.num_elements())
   rows = ['%-32s %9s %12s' % ('device', 'variables', 'bytes')] + [
       '%-32s %9d %12d' % ((device or 'any',) + held[device])
       for device in sorted(held)]

@@ -34,10 +34,12 @@ def holding(input_fn):
 class NanGuard(tf.train.SessionRunHook):
   """Raises NanLossDuringTrainingError after a step whose loss is not finite.
 
-  It must come before the hook that saves checkpoints.
+  It must come before the hook that saves checkpoints. With several steps in a
+  call it sees the loss of the last one, and holds no batch.
   """
 
-  def __init__(self):
+  def __init__(self, steps_per_call=1, train_steps=float('inf')):
+    self._steps_per_call, self._train_steps = steps_per_call, train_steps
     self.step = 0  # the last step made
     self.losses = collections.deque(maxlen=KEPT_LOSSES)  # finite ones
     self.held = self._held_before = None
@@ -47,12 +49,13 @@ class NanGuard(tf.train.SessionRunHook):
     self._global_step = tf.train.get_global_step()
     self._fetches = {
         'loss': graph.get_tensor_by_name('loss:0'),
-        'learning_rate': graph.get_tensor_by_name('learning_rate:0'),
-        'images': tf.get_collection(IMAGES),
-        'labels': tf.get_collection(LABELS),
-        # Of the first tower. The gradient of the weight decay is made of it,
-        # and the update waits for that: it holds what was before the step.
-        'weights': tf.get_collection(WEIGHTS)[0]}
+        'learning_rate': graph.get_tensor_by_name('learning_rate:0')}
+    if self._steps_per_call == 1:
+      self._fetches.update(
+          images=tf.get_collection(IMAGES), labels=tf.get_collection(LABELS),
+          # Of the first tower. The gradient of the weight decay is made of it,
+          # and the update waits for that: it holds what was before the step.
+          weights=tf.get_collection(WEIGHTS)[0])
 
   def after_create_session(self, session, coord):
     self.step = int(session.run(self._global_step))
@@ -62,17 +65,20 @@ class NanGuard(tf.train.SessionRunHook):
 
   def after_run(self, run_context, run_values):
     self._held_before, self.held = self.held, run_values.results
-    self.step += 1
+    # The last call makes fewer steps where --train-steps is nearer.
+    self.step = min(self.step + self._steps_per_call, self._train_steps)
     loss = float(self.held['loss'])
     if not np.isfinite(loss):
       raise tf.train.NanLossDuringTrainingError()
     self.losses.append((self.step, loss))
 
   def step_to_explain(self):
-    """(step, what was held of it): the one in which it began.
+    """(step, what was held of it): the one in which it began, or None.
 
     That is the step before where the weights were bad before the loss was.
     """
+    if not self.held or self._steps_per_call > 1:
+      return None
     if self._held_before and not np.isfinite(self.held['weights']).all():
       return self.step - 1, self._held_before
     return self.step, self.held

@@ -267,9 +267,8 @@ def _train(make_classifier, inputs, flags, checkpoint, classify, task):
       if checkpoint and is_chief:  # the Estimator resumes from that on record
         checkpoints.make_latest(flags.job_dir, checkpoint)
       classifier = make_classifier(task)
-      # Calls of several steps save by a hook of their own.
-      alone = not task and flags.steps_per_call == 1
-      guard = nan_guard.NanGuard() if alone else None
+      guard = None if task else nan_guard.NanGuard(flags.steps_per_call,
+                                                   flags.train_steps)
       try:
         _train_once(classifier, inputs, flags, checkpoint, classify, task,
                     guard)
@@ -303,10 +302,10 @@ def _train_once(classifier, inputs, flags, checkpoint, classify, task, guard):
   if flags.resume_exact:
     train_input = functools.partial(train_input, skip=step)
   train_input = device_prefetch.staging(train_input, devices)
-  hooks = []
-  if guard:
+  hooks = [guard]
+  if flags.steps_per_call == 1:  # else what saves looks a call ahead
     train_input = nan_guard.holding(train_input)
-    hooks = [guard, _saver_hook(classifier.config)]
+    hooks.append(_saver_hook(classifier.config))
   if flags.mode == 'train':
     classifier.train(train_input, hooks=hooks, max_steps=flags.train_steps)
   else:
@@ -326,8 +325,9 @@ def _report_nan(classifier, flags, guard):
   """Explains a loss that was not finite; returns the last good checkpoint."""
   checkpoint = checkpoints.newest_readable(flags.job_dir, finite=True)
   tensor = None
-  if guard and guard.held:
-    step, held = guard.step_to_explain()
+  to_explain = guard and guard.step_to_explain()
+  if to_explain:
+    step, held = to_explain
     tensor = nan_guard.first_not_finite(classifier.model_fn, classifier.config,
                                         held, checkpoint)
     if tensor:

@@ -345,6 +345,16 @@ def test_nan_stops_with_a_report_and_a_good_checkpoint(digits_dir, tmp_path):
   assert all(np.isfinite(v).all() for v in variables(tmp_path, newest).values())
 
 
+def test_nan_among_several_steps_of_a_call_has_its_step(digits_dir, tmp_path):
+  train(digits_dir, tmp_path, '--train-steps', 60, '--learning-rate', '1e9',
+        '--steps-per-call', 4, status=3)
+  report = json.loads((tmp_path / 'nan-report.json').read_text())
+  assert report['step'] in range(4, 61, 4)
+  assert report['learning_rate'] == pytest.approx(1e9)
+  assert report['first_not_finite'] is None
+  assert report['last_good_checkpoint'].endswith('model.ckpt-0')
+
+
 @pytest.mark.slow
 def test_restore_halves_the_rate_until_it_holds(digits_dir, tmp_path):
   done = train(digits_dir, tmp_path, '--train-steps', 40, '--learning-rate',
