@@ -64,6 +64,12 @@ def write_records(path, records):
       writer.write(record)
 
 
+def pytest_make_parametrize_id(val, argname):
+  """Serialized records and archives differ from process to process; those that
+  run the tests must agree on their names."""
+  return argname if isinstance(val, bytes) else None
+
+
 def run_command(script, *args, **kwargs):
   """Runs a command of the project to its end: status, stdout, stderr."""
   return subprocess.run(
