@@ -136,17 +136,15 @@ def find_pictures(paths):
         raise UsageError('--images %s: no such file or folder' % path)
       found.append(path)
       continue
-    names = sorted(tf.gfile.ListDirectory(path))
-    chosen = [name for name in names
-              if name.lower().endswith(predict.PICTURES) and
-              not tf.gfile.IsDirectory(os.path.join(path, name))]
+    names = tf.gfile.ListDirectory(path)
+    chosen = predict.files_among(path, names, predict.PICTURES)
     if not chosen:
       raise UsageError('--images %s has no %s file' %
                        (path, ', '.join(predict.PICTURES)))
     if len(chosen) < len(names):
       tf.logging.info('%s: %d pictures; %d others left out', path,
                       len(chosen), len(names) - len(chosen))
-    found.extend(os.path.join(path, name) for name in chosen)
+    found += chosen
   return found
 
 

@@ -41,14 +41,19 @@ def list_files(inputs):
 
 
 def _list_folder(folder):
-  paths = [os.path.join(folder, name)
-           for name in sorted(tf.gfile.ListDirectory(folder))
-           if name.lower().endswith(PICTURES + RECORDS) and name[0] != '.']
-  files = [path for path in paths if not tf.gfile.IsDirectory(path)]
+  names = [n for n in tf.gfile.ListDirectory(folder) if n[0] != '.']
+  files = files_among(folder, names, PICTURES + RECORDS)
   if not files:
     raise UsageError('--input %s has no %s' %
                      (folder, ', '.join(PICTURES + RECORDS)))
   return files
+
+
+def files_among(folder, names, endings):
+  """Paths of what is a file and ends so among the names in a folder, sorted."""
+  paths = [os.path.join(folder, name) for name in sorted(names)
+           if name.lower().endswith(endings)]
+  return [path for path in paths if not tf.gfile.IsDirectory(path)]
 
 
 def _is_picture(path):
